@@ -1,0 +1,46 @@
+"""Where clar keeps files, and how it writes them so that a reader never sees half of one."""
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import platformdirs
+
+
+def cache_dir() -> Path:
+    """The folder of decoded data sets: `$CLAR_CACHE`, else the user's cache folder of this system."""
+    return Path(os.environ.get("CLAR_CACHE") or platformdirs.user_cache_dir("clar")).expanduser().absolute()
+
+
+def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """Write `path` as a whole or not at all, also when the process or the machine dies half way.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        content: bytes, text (UTF-8), or a function that writes to the open binary file.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is then as it was before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each writer: two processes may write the same path at the same time.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(partial, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomically` of `value` as indented JSON, keys in their own order."""
+    write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
