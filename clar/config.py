@@ -62,7 +62,9 @@ class TrialConfig(BaseModel):
     head: Variant = "paper"
     projection_hidden: int = Field(512, ge=1, description="width of the two hidden layers of the head")
     projection_dim: int = Field(128, ge=1, description="dimension of the projection that NT-Xent compares")
-    probe_every: int = Field(1, ge=1, description="epochs between linear probes on valid; the last epoch always has one")
+    probe_every: int = Field(
+        1, ge=1, description="epochs between linear probes on valid; the last epoch always has one"
+    )
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -190,7 +192,7 @@ def _one_line(error: ValidationError) -> str:
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"no field {field!r}{near(field, TrialConfig.model_fields)}"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be ", "must be ", 1)
     if first["type"] == "literal_error":
         message = f"not one of its values{near(first['input'], get_args(TrialConfig.model_fields[field].annotation))}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

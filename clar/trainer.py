@@ -1,0 +1,452 @@
+"""One trial, from its configuration to its result. Pure torch: no Ray, no MLflow.
+
+Reads from top to bottom as the paper's method: two views of each clip, features, encoder, head, loss; after the epochs
+a linear probe of the frozen encoder. Exact resume: a trial killed at any point and started again gives the result that
+it would have given undisturbed, on CPU bit for bit with the same number of threads.
+
+B clips, T samples, N clips of a split, H dimensions of the representation.
+"""
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from clar import augment, encoders, features, heads, losses, optim, probe
+from clar.clips import ClipStore
+from clar.config import TrialConfig
+from clar.errors import UserError
+from clar.files import write_atomically
+from clar.seeds import generator
+
+CHECKPOINT, ENCODER = "checkpoint.pt", "encoder.safetensors"
+
+_EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one finished epoch leaves: its number from 1, mean loss, probe accuracy on valid, speed."""
+
+    epoch: int
+    train_loss: float
+    valid_top1: float | None
+    learning_rate: float
+    clips_per_second: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What a finished trial found. Accuracies are shares, 0 to 1; seconds count over all restarts.
+
+    `head_test_top1` is the trained head's own accuracy, None for a self-supervised trial, which has no classes.
+    """
+
+    test_top1: float
+    test_top5: float
+    valid_top1: float
+    probe_l2: float
+    knn_test_top1: float
+    head_test_top1: float | None
+    train_seconds: float
+    gpu_seconds: float
+    epochs: tuple[EpochRecord, ...]
+
+    def accuracies(self) -> dict[str, float | None]:
+        """What is the same on every run of the trial; the seconds are not."""
+        return {name: value for name, value in asdict(self).items() if name not in _TIMINGS}
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "TrialResult":
+        """The inverse of `to_json`."""
+        return cls(**{**content, "epochs": tuple(EpochRecord(**record) for record in content["epochs"])})
+
+
+_TIMINGS = {"train_seconds", "gpu_seconds", "epochs"}
+
+
+class Probed(NamedTuple):
+    """The frozen encoder's representations of the labelled training clips, and the probe fitted on them."""
+
+    train: probe.Split
+    fitted: probe.Probe
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the weights were not touched by it."""
+
+
+class Model(nn.Module):
+    """Front end, encoder and head of one trial."""
+
+    def __init__(self, config: TrialConfig, sample_rate: int, classes: int) -> None:
+        super().__init__()
+        self.features = front_end(config, sample_rate)
+        self.encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
+        self.head = heads.Head(
+            config.loss,
+            self.encoder.out_features,
+            config.projection_hidden,
+            config.projection_dim,
+            classes,
+            config.head,
+        )
+
+    def forward(self, clips_BT: Tensor) -> heads.Outputs:
+        """(B, T) -> projection and logits."""
+        return self.head(self.encoder(self.features(clips_BT)))
+
+
+def front_end(config: TrialConfig, sample_rate: int) -> nn.Module:
+    """The features of one trial's configuration."""
+    return features.make(
+        config.input,
+        sample_rate,
+        front_end=config.front_end,
+        window_ms=config.window_ms,
+        hop_ms=config.hop_ms,
+        bins=config.bins,
+    )
+
+
+def joint_loss(outputs: heads.Outputs, labels_B: Tensor, config: TrialConfig) -> Tensor:
+    """The trial's loss over the 2B views of B clips, first views first: contrastive, supervised, or their sum."""
+    total = torch.zeros((), device=labels_B.device)
+    if outputs.projection_BD is not None:
+        first, second = outputs.projection_BD.chunk(2)
+        total = total + losses.nt_xent(first, second, config.temperature)
+    if outputs.logits_BC is not None:
+        total = total + losses.cross_entropy(outputs.logits_BC, labels_B.repeat(2))
+    return total
+
+
+def labelled_subset(labels_N: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Which clips' labels may be seen: (N,) bool, stratified and nested.
+
+    Each class gives its share, at least one clip; for one seed the subset of a smaller fraction lies inside that of a
+    larger one.
+    """
+    seen = np.zeros(len(labels_N), dtype=bool)
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        order = torch.randperm(len(members), generator=generator(seed, "labels", int(label))).numpy()
+        seen[members[order[: max(1, round(fraction * len(members)))]]] = True
+    return seen
+
+
+def train(
+    config: TrialConfig,
+    store: ClipStore,
+    device: torch.device | str = "cpu",
+    checkpoint_dir: Path | str | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    checkpoint_seconds: float = 300.0,
+) -> TrialResult:
+    """Run one trial, or go on with it from its checkpoint.
+
+    Args:
+        config: the trial.
+        store: the decoded data set that `config.dataset` names.
+        device: where to compute.
+        checkpoint_dir: keeps `checkpoint.pt` after every epoch, and `encoder.safetensors` at the end; None: neither.
+        on_epoch: called with each finished epoch, in order; after a resume first with those finished before.
+        checkpoint_seconds: an epoch that takes longer is checkpointed inside, this often.
+
+    Raises:
+        UserError: the data do not suffice for the configuration, or the checkpoint is of another trial or damaged.
+        NonFiniteLoss: the training diverged.
+    """
+    run = _Run(config, store, torch.device(device), Path(checkpoint_dir) if checkpoint_dir else None)
+    run.restore()
+    for record in run.records:
+        if on_epoch:
+            on_epoch(record)
+    probed: Probed | None = None
+    saved = time.monotonic()
+    while run.step < run.total_steps:
+        run.train_step()
+        if run.step % run.steps_per_epoch == 0:
+            probed = run.finish_epoch()
+            run.save()
+            saved = time.monotonic()
+            if on_epoch:
+                on_epoch(run.records[-1])
+        elif time.monotonic() - saved > checkpoint_seconds:
+            run.save()
+            saved = time.monotonic()
+    return run.finish(probed)
+
+
+@dataclass
+class _Run:
+    """The state of a running trial. All of it that matters is in the checkpoint."""
+
+    config: TrialConfig
+    store: ClipStore
+    device: torch.device
+    folder: Path | None
+    step: int = 0
+    epoch_loss: float = 0.0
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    records: list[EpochRecord] = field(default_factory=list)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=8))
+
+    def __post_init__(self) -> None:
+        config, store = self.config, self.store
+        self.clock = time.monotonic()
+        self.train_indices = store.split("train")
+        self.steps_per_epoch = len(self.train_indices) // config.batch_size
+        if config.epochs and not self.steps_per_epoch:
+            raise UserError(
+                f"batch_size = {config.batch_size} is more than the {len(self.train_indices)} training clips of "
+                f"{config.dataset}; lower it"
+            )
+        self.total_steps = config.epochs * self.steps_per_epoch
+        labels_N = np.where(
+            labelled_subset(store.labels[self.train_indices], config.label_fraction, config.seed),
+            store.labels[self.train_indices],
+            losses.UNLABELLED,
+        )
+        self.train_labels = torch.from_numpy(labels_N)
+        # The global generator draws the first weights, on the CPU for every device, and nothing else.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(config.seed, "weights").initial_seed())
+            self.model = Model(config, store.sample_rate, len(store.classes))
+        self.model.to(self.device)
+        if config.input == "spectrogram":
+            self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = optim.make(config.optimizer, self.model, config.learning_rate, config.weight_decay)
+        self.augment = augment.compose(config.augmentations, store.sample_rate, config.augmentation_probability)
+        self.clips = Clips(store, self.device)
+
+    def mixed_precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def train_step(self) -> None:
+        """One batch: two views of each clip, one step of the optimizer."""
+        config = self.config
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        order = torch.randperm(len(self.train_indices), generator=generator(config.seed, "order", epoch))
+        batch = order[position * config.batch_size : (position + 1) * config.batch_size]
+        labels_B = self.train_labels[batch].to(self.device)
+        clips_BT = self.clips(self.train_indices[batch.numpy()])
+        views_BT = self.augment(clips_BT.repeat(2, 1), generator(config.seed, "augment", self.step, device=self.device))
+        rate = optim.learning_rate_at(
+            self.step, config.learning_rate, config.warmup_epochs * self.steps_per_epoch, self.total_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        with self.mixed_precision():
+            loss = joint_loss(self.model(views_BT), labels_B, config)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise NonFiniteLoss(
+                f"loss is {value} in epoch {epoch + 1}, step {position + 1} of {self.steps_per_epoch}, "
+                f"learning rate {rate:.3g}; last losses: {', '.join(f'{x:.4g}' for x in self.recent) or 'none'}; "
+                f"lower learning_rate, or raise temperature or warmup_epochs"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        self.epoch_loss += value
+        self.recent.append(value)
+        self.tick()
+
+    def tick(self) -> None:
+        """Add the time since the last call to the clocks, which run on across restarts."""
+        now = time.monotonic()
+        self.epoch_seconds += now - self.clock
+        self.seconds += now - self.clock
+        self.clock = now
+
+    def finish_epoch(self) -> Probed | None:
+        """Probe the encoder where it is due, and write the epoch's record."""
+        epoch = self.step // self.steps_per_epoch
+        views = self.steps_per_epoch * self.config.batch_size
+        speed = views / self.epoch_seconds
+        due = epoch % self.config.probe_every == 0 or epoch == self.config.epochs
+        probed = self.probe() if due else None
+        self.records.append(
+            EpochRecord(
+                epoch=epoch,
+                train_loss=self.epoch_loss / self.steps_per_epoch,
+                valid_top1=probed.fitted.valid_top1 if probed else None,
+                learning_rate=self.optimizer.param_groups[0]["lr"],
+                clips_per_second=speed,
+            )
+        )
+        self.tick()
+        self.epoch_loss = self.epoch_seconds = 0.0
+        return probed
+
+    def represent(self, indices: np.ndarray) -> Tensor:
+        """Representations (N, H) of clips as they are, without augmentation, by the frozen encoder."""
+        self.model.eval()
+        with torch.inference_mode(), self.mixed_precision():
+            return torch.cat(
+                [
+                    self.model.encoder(self.model.features(self.clips(indices[start : start + _EVALUATION_BATCH])))
+                    for start in range(0, len(indices), _EVALUATION_BATCH)
+                ]
+            ).clone()
+
+    def split(self, name: str) -> probe.Split:
+        """Representations and labels of valid or test, or of the clips of train whose labels may be seen."""
+        indices = self.store.split(name)
+        if name == "train":
+            indices = indices[self.train_labels.numpy() != losses.UNLABELLED]
+        return self.represent(indices), torch.from_numpy(self.store.labels[indices]).to(self.device)
+
+    def probe(self) -> Probed:
+        """Fit the linear probe on train and choose its penalty on valid."""
+        train = self.split("train")
+        return Probed(train, probe.fit(train, self.split("valid"), len(self.store.classes)))
+
+    def finish(self, probed: Probed | None) -> TrialResult:
+        """The one look at test."""
+        train, fitted = probed or self.probe()
+        test = self.split("test")
+        head_top1 = None
+        if self.config.loss != "self_supervised":
+            head_top1 = self.head_accuracy(*test)
+        if self.folder:
+            save_encoder(self.folder / ENCODER, self.model.encoder, self.config, self.store)
+        self.tick()
+        return TrialResult(
+            test_top1=fitted.accuracy(test),
+            test_top5=fitted.accuracy(test, top=5),
+            valid_top1=fitted.valid_top1,
+            probe_l2=fitted.l2,
+            knn_test_top1=probe.nearest_neighbours(train, test),
+            head_test_top1=head_top1,
+            train_seconds=self.seconds,
+            gpu_seconds=self.seconds if self.device.type == "cuda" else 0.0,
+            epochs=tuple(self.records),
+        )
+
+    def head_accuracy(self, representation_NH: Tensor, labels_N: Tensor) -> float:
+        self.model.eval()
+        with torch.inference_mode(), self.mixed_precision():
+            logits_NC = self.model.head(representation_NH).logits_BC
+        return (logits_NC.argmax(dim=1) == labels_N).double().mean().item()
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self.folder is None:
+            return
+        content = {
+            "identity": self.config.identity(self.store.fingerprint),
+            "step": self.step,
+            "epoch_loss": self.epoch_loss,
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": self.seconds,
+            "records": [asdict(record) for record in self.records],
+            "recent": list(self.recent),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(content, file))
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        path = self.folder / CHECKPOINT if self.folder else None
+        if path is None or not path.exists():
+            return
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise UserError(f"{path} is damaged ({error}); delete it to train this trial from the start") from error
+        identity = self.config.identity(self.store.fingerprint)
+        if content["identity"] != identity:
+            raise UserError(f"{path} is of trial {content['identity']}, not of {identity}; use another folder")
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.epoch_loss = content["step"], content["epoch_loss"]
+        self.seconds, self.epoch_seconds = content["seconds"], content["epoch_seconds"]
+        self.records = [EpochRecord(**record) for record in content["records"]]
+        self.recent.extend(content["recent"])
+
+
+class Clips:
+    """Batches of clips as float32 on the device.
+
+    A GPU that has room takes the whole store once, as int16, and gathers there; else batches come from the memory map.
+    """
+
+    def __init__(self, store: ClipStore, device: torch.device) -> None:
+        self.store, self.device = store, device
+        self.on_device: Tensor | None = None
+        if device.type == "cuda" and store.clips.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+            self.on_device = torch.from_numpy(np.array(store.clips)).to(device)
+
+    def __call__(self, indices: np.ndarray) -> Tensor:
+        """Clips (B, T) float32 in [-1, 1) at these rows of the store."""
+        if self.on_device is not None:
+            clips_BT = self.on_device[torch.from_numpy(indices).to(self.device)]
+        else:
+            clips_BT = torch.from_numpy(self.store.clips[indices]).to(self.device)
+        return clips_BT.float() / 32768
+
+
+def save_encoder(path: Path, encoder: nn.Module, config: TrialConfig, store: ClipStore) -> None:
+    """The encoder's weights as safetensors; its metadata say how to rebuild it and what it listens to."""
+    metadata = {
+        "config": json.dumps(config.model_dump(mode="json")),
+        "sample_rate": str(store.sample_rate),
+        "clip_samples": str(store.clips.shape[1]),
+        "dataset_fingerprint": store.fingerprint,
+    }
+    # safetensors takes contiguous tensors; channels_last weights are not.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """A trained encoder with its front end, ready to embed clips of `clip_samples` at `sample_rate` hertz."""
+
+    module: nn.Sequential
+    config: TrialConfig
+    sample_rate: int
+    clip_samples: int
+
+
+def load_encoder(path: Path | str, device: torch.device | str = "cpu") -> LoadedEncoder:
+    """Read what `save_encoder` wrote. Executes nothing from the file.
+
+    Raises:
+        UserError: the file is missing, damaged, or not an encoder of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no encoder at {os.fspath(path)}; a trial's folder holds one as {ENCODER}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        config = TrialConfig(**json.loads(metadata["config"]))
+        sample_rate, clip_samples = int(metadata["sample_rate"]), int(metadata["clip_samples"])
+        encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
+        encoder.load_state_dict(tensors)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not an encoder written by clar ({type(error).__name__}: {error})") from error
+    module = nn.Sequential(front_end(config, sample_rate), encoder).to(device).eval()
+    return LoadedEncoder(module, config, sample_rate, clip_samples)

@@ -1,0 +1,120 @@
+"""Encoders, heads and optimizers: a contract for every encoder, and references from elsewhere."""
+
+import math
+
+import pytest
+import torch
+
+from clar import encoders, heads, optim
+
+
+@pytest.fixture(params=[("raw", 16), ("raw", 4), ("spectrogram", 16), ("spectrogram", 4)], ids=str)
+def encoder_and_input(request: pytest.FixtureRequest) -> tuple[encoders.ResNet, torch.Tensor]:
+    kind, width = request.param
+    torch.manual_seed(0)
+    shape = (5, 1, 4000) if kind == "raw" else (5, 3, 64, 63)
+    return encoders.make(kind, width, (1, 1, 1, 1)), torch.randn(shape)
+
+
+def test_encoder_contract(encoder_and_input: tuple[encoders.ResNet, torch.Tensor]) -> None:
+    encoder, inputs = encoder_and_input
+    out = encoder(inputs)
+    assert out.shape == (5, encoder.out_features)
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+    encoder.eval()
+    alone = torch.cat([encoder(row[None]) for row in inputs])
+    torch.testing.assert_close(encoder(inputs), alone, rtol=1e-4, atol=1e-5)
+    assert encoder(torch.zeros_like(inputs)).isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "parameters"), [("spectrogram", 11_176_512), ("raw", None)])
+def test_width_64_is_resnet_18(kind: str, parameters: int | None) -> None:
+    encoder = encoders.make(kind)
+    assert encoder.out_features == 512
+    convolutions = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv1d | torch.nn.Conv2d)]
+    assert len([c for c in convolutions if c.kernel_size[0] > 1]) == 17
+    if parameters:  # the published ResNet-18 without its classifier
+        assert sum(p.numel() for p in encoder.parameters()) == parameters
+
+
+def test_scale_of_the_input_does_not_matter_in_training() -> None:
+    torch.manual_seed(0)
+    encoder = encoders.make("spectrogram", 4, (1, 1, 1, 1))
+    inputs = torch.randn(8, 3, 32, 32)
+    scaled = inputs * torch.tensor([40.0, 1.0, 20.0])[:, None, None] - 30
+    torch.testing.assert_close(encoder(inputs), encoder(scaled), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_heads_give_what_their_loss_needs(variant: str) -> None:
+    representation = torch.randn(6, 32)
+    outputs = {
+        loss: heads.Head(loss, 32, 24, 16, 10, variant)(representation)
+        for loss in ("self_supervised", "supervised", "clar")
+    }
+    assert outputs["self_supervised"].projection_BD.shape == (6, 16)
+    assert outputs["self_supervised"].logits_BC is None
+    assert outputs["supervised"].projection_BD is None
+    assert outputs["supervised"].logits_BC.shape == (6, 10)
+    assert outputs["clar"].projection_BD.shape == (6, 16)
+    assert outputs["clar"].logits_BC.shape == (6, 10)
+    lengths = outputs["clar"].projection_BD.norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(6)) == (variant == "released")
+
+
+def test_learning_rate_warms_up_linearly_and_decays_as_a_cosine() -> None:
+    rates = [optim.learning_rate_at(step, 2.0, 10, 110) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[35] == pytest.approx(1 + math.cos(math.pi / 4))
+    assert rates[110] == pytest.approx(0, abs=1e-12)
+    assert optim.learning_rate_at(0, 1.0, 0, 1) == 1.0
+
+
+def test_lars_step_equals_the_formula_and_moves_a_layer_by_its_trust() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(7, 5)
+    optimizer = optim.make("lars", model, 1.0, weight_decay=0.1)
+    w, b = model.weight.detach().double().clone(), model.bias.detach().double().clone()
+    mean, square, bias_mean, bias_square = (torch.zeros_like(x) for x in (w, w, b, b))
+    for step in (1, 2, 3):
+        optimizer.zero_grad()
+        model(torch.ones(2, 7) * step).square().sum().backward()
+        g, gb = model.weight.grad.double(), model.bias.grad.double()
+        before = w.clone()
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g**2
+        update = mean / (1 - 0.9**step) / ((square / (1 - 0.999**step)).sqrt() + 1e-8) + 0.1 * w
+        w = w - 1e-3 * w.norm() / update.norm() * update
+        bias_mean, bias_square = 0.9 * bias_mean + 0.1 * gb, 0.999 * bias_square + 0.001 * gb**2
+        b = b - 1e-3 * bias_mean / (1 - 0.9**step) / ((bias_square / (1 - 0.999**step)).sqrt() + 1e-8)
+        optimizer.step()
+        torch.testing.assert_close(model.weight.detach().double(), w, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(model.bias.detach().double(), b, rtol=1e-5, atol=1e-7)
+        assert (w - before).norm() / before.norm() == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_lars_does_not_see_the_scale_of_the_gradient() -> None:
+    moved = []
+    for scale in (1.0, 1000.0):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        optimizer = optim.make("lars", model, 1.0, 0.0)
+        (model(torch.ones(2, 4)).square().sum() * scale).backward()
+        optimizer.step()
+        moved.append(model.weight.detach().clone())
+    torch.testing.assert_close(moved[0], moved[1])
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_neither_biases_nor_batch_norms_are_decayed(name: str) -> None:
+    model = encoders.make("spectrogram", 4, (1, 1, 1, 1))
+    optimizer = optim.make(name, model, 1.0, 0.5)
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            is_weight = isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and parameter.ndim > 1
+            assert (id(parameter) in decayed) == is_weight
