@@ -29,8 +29,8 @@ def make(input: Input, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2)) ->
 class ResNet(nn.Module):
     """Stem (stride 4 in all), four residual stages (stride 8 more), global average pooling.
 
-    Departs from He et al. in one place: the input passes a batch norm without parameters. dB, radians and samples in
-    [-1, 1] differ in scale by a factor of 100, and the stem's weights start equal for all of them.
+    The input is taken as it comes. Bringing dB and radians to one scale looks right and is not: the phase of noise then
+    weighs as much as its power, and small encoders stop learning (EXPERIMENTS.md).
     """
 
     def __init__(
@@ -42,7 +42,6 @@ class ResNet(nn.Module):
         pool = nn.MaxPool1d if dimensions == 1 else nn.MaxPool2d
         self.out_features = 8 * width
         self.stem = nn.Sequential(
-            norm(in_channels, affine=False),
             conv(in_channels, width, 7, stride=2, padding=3, bias=False),
             norm(width),
             nn.ReLU(inplace=True),

@@ -62,8 +62,7 @@ class Spectrogram(nn.Module):
     The window is padded with zeros until neighbouring centres fall on different FFT bins; otherwise the lowest bands
     would be copies of each other (a 16 ms window alone has a bin every 62 Hz, and 128 mel bands start 14 Hz apart).
 
-    Log power is in dB, f(S) = 10 log10 |S|^2, floored at -100 dB; the phase in radians. No further scaling:
-    the encoder begins with a batch norm of its input.
+    Log power is in dB, f(S) = 10 log10 |S|^2, floored at -100 dB; the phase in radians; no further scaling.
     """
 
     channels, dimensions = 3, 2

@@ -28,56 +28,13 @@ from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
 from clar.files import write_atomically
+from clar.result import EpochRecord, TrialResult
 from clar.seeds import generator
 
 CHECKPOINT, ENCODER = "checkpoint.pt", "encoder.safetensors"
 
 _EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one finished epoch leaves: its number from 1, mean loss, probe accuracy on valid, speed."""
-
-    epoch: int
-    train_loss: float
-    valid_top1: float | None
-    learning_rate: float
-    clips_per_second: float
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What a finished trial found. Accuracies are shares, 0 to 1; seconds count over all restarts.
-
-    `head_test_top1` is the trained head's own accuracy, None for a self-supervised trial, which has no classes.
-    """
-
-    test_top1: float
-    test_top5: float
-    valid_top1: float
-    probe_l2: float
-    knn_test_top1: float
-    head_test_top1: float | None
-    train_seconds: float
-    gpu_seconds: float
-    epochs: tuple[EpochRecord, ...]
-
-    def accuracies(self) -> dict[str, float | None]:
-        """What is the same on every run of the trial; the seconds are not."""
-        return {name: value for name, value in asdict(self).items() if name not in _TIMINGS}
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "TrialResult":
-        """The inverse of `to_json`."""
-        return cls(**{**content, "epochs": tuple(EpochRecord(**record) for record in content["epochs"])})
-
-
-_TIMINGS = {"train_seconds", "gpu_seconds", "epochs"}
+_METADATA = "clar"
 
 
 class Probed(NamedTuple):
@@ -408,15 +365,16 @@ class Clips:
 
 def save_encoder(path: Path, encoder: nn.Module, config: TrialConfig, store: ClipStore) -> None:
     """The encoder's weights as safetensors; its metadata say how to rebuild it and what it listens to."""
-    metadata = {
-        "config": json.dumps(config.model_dump(mode="json")),
-        "sample_rate": str(store.sample_rate),
-        "clip_samples": str(store.clips.shape[1]),
+    about = {
+        "config": config.model_dump(mode="json"),
+        "sample_rate": store.sample_rate,
+        "clip_samples": store.clips.shape[1],
         "dataset_fingerprint": store.fingerprint,
     }
     # safetensors takes contiguous tensors; channels_last weights are not.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    # One key: safetensors writes several in random order, and the same encoder should be the same file.
+    write_atomically(path, safetensors.torch.save(tensors, {_METADATA: json.dumps(about)}))
 
 
 @dataclass(frozen=True)
@@ -440,13 +398,12 @@ def load_encoder(path: Path | str, device: torch.device | str = "cpu") -> Loaded
         raise UserError(f"no encoder at {os.fspath(path)}; a trial's folder holds one as {ENCODER}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        config = TrialConfig(**json.loads(metadata["config"]))
-        sample_rate, clip_samples = int(metadata["sample_rate"]), int(metadata["clip_samples"])
+        config = TrialConfig(**about["config"])
         encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
         encoder.load_state_dict(tensors)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not an encoder written by clar ({type(error).__name__}: {error})") from error
-    module = nn.Sequential(front_end(config, sample_rate), encoder).to(device).eval()
-    return LoadedEncoder(module, config, sample_rate, clip_samples)
+    module = nn.Sequential(front_end(config, about["sample_rate"]), encoder).to(device).eval()
+    return LoadedEncoder(module, config, about["sample_rate"], about["clip_samples"])

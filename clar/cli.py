@@ -1,0 +1,117 @@
+"""What the commands share: options, how a trial's configuration comes together, and how mistakes are reported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import clar
+from clar.config import RESULTS_VERSION, TrialConfig, parse_settings
+from clar.config import preset as preset_fields
+from clar.errors import UserError
+
+Dataset = Annotated[str, typer.Option(help="Data set; see `python -m clar.datasets list`.")]
+Preset = Annotated[
+    str | None, typer.Option(help="demo or paper; default: demo without a GPU, paper with one.", show_default=False)
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any field of TrialConfig; repeatable.", show_default=False),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="Repeat every trial with this many seeds.")]
+Storage = Annotated[Path, typer.Option(help="Folder of trials, tables and the MLflow database.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder of the data set's files, for a data set that has some.", show_default=False)
+]
+TrackingURI = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow tracking URI; default: an SQLite file in the storage.",
+                 show_default=False),
+]  # fmt: skip
+
+
+def command(app: typer.Typer) -> int:
+    """Run a command line; its exit code: 0 done, 1 trials failed, 2 the command was wrong, 130 interrupted."""
+    try:
+        outcome = app(standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader, `head` for example, has what it wanted. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _usage_error(error)
+
+
+def _usage_error(error: Exception) -> int:
+    """What typer finds wrong with a command line, in one line; anything else is a fault and keeps its traceback."""
+    if type(error).__name__ == "Abort":
+        return 130
+    show = getattr(error, "format_message", None)
+    if show is None:
+        raise error
+    print(f"error: {show()}", file=sys.stderr)
+    return 2
+
+
+def configure(dataset: str, preset: str | None, settings: list[str], gpu: bool, **sweep: object) -> TrialConfig:
+    """The base of a run: the preset, then what the sweep sets, then what the user sets.
+
+    Raises:
+        UserError: an unknown preset or field, or a value out of range.
+    """
+    chosen = parse_settings(settings)
+    dataset = chosen.pop("dataset", dataset)
+    return TrialConfig(**{**preset_fields(preset or ("paper" if gpu else "demo"), dataset), **sweep, **chosen})
+
+
+def storage_path(storage: Path) -> Path:
+    """The storage's absolute folder, made where it is missing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = storage.expanduser().absolute()
+    if "://" in str(storage) or str(storage).startswith(("s3:/", "gs:/")):
+        raise UserError(f"--storage {storage}: only folders can be a storage; mount shared storage as a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--storage {storage}: cannot make the folder ({error.strerror}); name another") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--storage {storage}: no permission to write there; name another folder")
+    return path
+
+
+def gpus_here() -> int:
+    """NVIDIA GPUs that this process may use, without loading CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    driver = Path("/proc/driver/nvidia/gpus")
+    present = len(list(driver.iterdir())) if driver.is_dir() else 0
+    if visible is None:
+        return present
+    return min(present, len([part for part in visible.split(",") if part.strip() not in ("", "-1")]))
+
+
+def cpus_here() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def code_version() -> str:
+    """The package's version, the results version, and the commit of a checkout: `0.1.0+r1.g1a2b3c4`."""
+    version = f"{clar.__version__}+r{RESULTS_VERSION}"
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    ) if (Path(__file__).parent.parent / ".git").exists() else None  # fmt: skip
+    return f"{version}.g{git.stdout.strip()}" if git and git.returncode == 0 else version

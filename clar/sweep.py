@@ -1,0 +1,396 @@
+"""The command `python -m clar.sweep`: plan a sweep, run what is not done, print its table.
+
+The driver knows no tensor: workers train, the storage holds what they found, and everything here is read from there.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from clar import datasets, space
+from clar.cli import (
+    DataRoot,
+    Dataset,
+    Preset,
+    Seeds,
+    Setting,
+    Storage,
+    TrackingURI,
+    code_version,
+    command,
+    configure,
+    cpus_here,
+    gpus_here,
+    storage_path,
+)  # fmt: skip
+from clar.clips import ClipStore
+from clar.config import TrialConfig, parse_settings
+from clar.errors import UserError
+from clar.files import write_atomically, write_json
+from clar.result import TrialFolder, TrialResult
+from clar.space import Space
+from clar.tracking import Tracker, default_uri
+
+_STARTED = time.time()
+_TRACKED = "tracked.json"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    name: Annotated[str, typer.Argument(help="A sweep of --list, or a Python file.", show_default=False)] = "",
+    dataset: Dataset = "digits",
+    preset: Preset = None,
+    setting: Setting = None,
+    seeds: Seeds = 1,
+    storage: Storage = Path("clar_runs"),
+    tracking_uri: TrackingURI = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster; default: this machine.", show_default=False)
+    ] = None,
+    cpus_per_trial: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPUs, and torch threads, of each trial; default: 1, on a GPU up to 4.",
+                     show_default=False),
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each trial, 0.25 for a quarter; default: 1 if there is one.",
+                     show_default=False),
+    ] = None,
+    data_root: DataRoot = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; start nothing.")] = False,
+    show_list: Annotated[bool, typer.Option("--list", help="Show the sweeps that exist.")] = False,
+) -> int:  # fmt: skip
+    """Run a sweep, or go on with it: finished trials are not trained again, the others go on where they stopped."""
+    console = Console(highlight=False, soft_wrap=True)
+    if show_list:
+        for known, summary in space.available().items():
+            console.print(f"{known:16} {summary}", markup=False)
+        return 0
+    if not name:
+        raise UserError("name a sweep; `python -m clar.sweep --list` shows all")
+    chosen = space.load(name)
+    here = {"CPU": float(cpus_here()), "GPU": float(gpus_here())}
+    with _cluster(address) if address else nullcontext(here) as resources:
+        slots = Slots.of(resources, cpus_per_trial, gpus_per_trial)
+        base = configure(dataset, preset, setting or [], slots.gpus > 0, **chosen.settings)
+        # The sweep is planned before the data are read: a mistake in it should not wait for them.
+        configs = chosen.plan(base, seeds, parse_settings(setting or []))
+        place = storage_path(storage)
+        before_data = time.time()
+        store = datasets.load(base.dataset, data_root)
+        data_seconds = time.time() - before_data
+        plan = Plan(chosen, base, place, store, [TrialFolder(place, config, store.fingerprint) for config in configs])
+        console.print(f"{chosen.name}: {plan.summary()}; {slots}", markup=False)
+        if dry_run:
+            _show(plan, slots, console)
+            return 0
+        uri = tracking_uri or default_uri(place)
+        tracker = Tracker(uri, chosen.name, place, base, plan.key, code_version(), console.print)
+        if not plan.open() and plan.tracked(uri):
+            _closing_lines(plan, _report(plan, console), uri, {}, {}, console)
+            return 0
+        failures: dict[str, str] = {}
+        clock: dict[str, float] = {}
+        with tracker:
+            if plan.open():
+                with nullcontext() if address else _cluster(None, slots.total_cpus, slots.total_gpus):
+                    clock, failures = _run(plan, slots, tracker, console, data_seconds)
+            files = _report(plan, console)
+            finished = plan.finished()
+            for folder, _ in finished:
+                tracker.trial(folder)
+            complete = len(finished) == len(plan.folders)
+            tracker.finish(files, files[0].read_text(), {**clock, "finished_trials": len(finished)}, complete)
+        if complete and not tracker.failures:
+            plan.set_tracked(uri)
+    _closing_lines(plan, files, uri, clock, failures, console)
+    return 1 if failures else 0
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many trials run at a time, and what each gets."""
+
+    count: int
+    cpus: int
+    gpus: float
+    total_cpus: int
+    total_gpus: int
+
+    @classmethod
+    def of(cls, resources: dict[str, float], cpus: int | None, gpus: float | None) -> "Slots":
+        """As many as the machine or cluster has room for.
+
+        Raises:
+            UserError: not one trial fits.
+        """
+        total_cpus, total_gpus = int(resources["CPU"]), int(resources.get("GPU", 0))
+        if gpus is None:
+            gpus = 1.0 if total_gpus else 0.0
+        if gpus > 1 and gpus != int(gpus):
+            raise UserError(f"--gpus-per-trial {gpus:g}: a share of one GPU, or whole GPUs")
+        if gpus > total_gpus:
+            raise UserError(f"--gpus-per-trial {gpus:g}: there are {total_gpus} GPUs here; ask for fewer")
+        by_gpu = (total_gpus // int(gpus) if gpus >= 1 else total_gpus * int(1 / gpus)) if gpus else total_cpus
+        if cpus is None:
+            cpus = max(1, min(4, total_cpus // by_gpu)) if gpus else 1
+        if cpus > total_cpus:
+            raise UserError(f"--cpus-per-trial {cpus}: there are {total_cpus} CPUs here; ask for fewer")
+        return cls(min(by_gpu, total_cpus // cpus), cpus, gpus, total_cpus, total_gpus)
+
+    def __str__(self) -> str:
+        gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.count} at a time, each {self.cpus} CPU{gpu}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is to train, and what of it is done."""
+
+    space: Space
+    base: TrialConfig
+    storage: Path
+    store: ClipStore
+    folders: list[TrialFolder]
+
+    @property
+    def key(self) -> str:
+        """What this sweep's table and parent run are kept by: more seeds of the same sweep have the same key."""
+        return self.base.identity(self.store.fingerprint)
+
+    @property
+    def output(self) -> Path:
+        """Where its tables and figures go."""
+        return self.storage / "sweeps" / f"{self.space.name}-{self.key}"
+
+    def finished(self) -> list[tuple[TrialFolder, TrialResult]]:
+        """The trials that are done, with their results."""
+        return [(folder, result) for folder in self.folders if (result := folder.result()) is not None]
+
+    def open(self) -> list[TrialFolder]:
+        """The trials that are not done."""
+        return [folder for folder in self.folders if folder.result() is None]
+
+    def tracked(self, uri: str) -> bool:
+        """Whether all of this sweep has been written to the tracking store at `uri`, and it is still there."""
+        path = self.output / _TRACKED
+        database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+        if not path.exists() or (database and not database.exists()):
+            return False
+        return json.loads(path.read_text()) == self._tracking(uri)
+
+    def set_tracked(self, uri: str) -> None:
+        """Note that all of it has been written there."""
+        write_json(self.output / _TRACKED, self._tracking(uri))
+
+    def _tracking(self, uri: str) -> dict[str, Any]:
+        return {"uri": uri, "trials": [folder.identity for folder in self.folders]}
+
+    def summary(self) -> str:
+        """How many there are and how many of them are done."""
+        done = len(self.folders) - len(self.open())
+        return f"{len(self.folders)} trials on {self.base.dataset}, {done} of them done"
+
+
+def _show(plan: Plan, slots: Slots, console: Console) -> None:
+    """The trials, where each stands, and how long the rest would take."""
+    for folder in plan.folders:
+        epochs = len(folder.epochs())
+        state = "done" if folder.result() else f"after epoch {epochs}" if epochs else "to do"
+        console.print(f"  {folder.identity}  {state:14} {folder.config.title()}", markup=False)
+    seconds = [result.train_seconds for _, result in plan.finished()]
+    waiting = len(plan.open())
+    if not waiting:
+        console.print("nothing to train")
+    elif seconds:
+        estimate = waiting * median(seconds) / slots.count
+        console.print(f"about {_duration(estimate)} for {waiting} trials, going by {len(seconds)} that are done")
+    else:
+        console.print(f"{waiting} trials to train; none is done here, so there is nothing to estimate their time from")
+
+
+@contextmanager
+def _cluster(address: str | None, cpus: int = 0, gpus: int = 0) -> Iterator[dict[str, float]]:
+    """Ray, imported when it is needed: the other uses of this command are twice as fast without."""
+    from clar import trial
+
+    with trial.cluster(address, cpus, gpus) as resources:
+        yield resources
+
+
+def _run(
+    plan: Plan, slots: Slots, tracker: Tracker, console: Console, data_seconds: float
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Train what is open. Gives the sweep's clock as metrics, and the reason of each failure by identity."""
+    from clar import trial
+
+    folders = plan.open()
+    version = code_version()
+    jobs = [
+        {
+            "config": folder.config.model_dump(mode="json"),
+            "storage": str(plan.storage),
+            "store": str(plan.store.path),
+            "device": "cuda" if slots.gpus else "cpu",
+            "threads": slots.cpus,
+            "code_version": version,
+        }
+        for folder in folders
+    ]
+    with _Watch(plan, slots, tracker, console) as watch:
+        trial.run_all(jobs, slots.cpus, slots.gpus, watch.report, watch.lost)
+    wall = time.time() - _STARTED - data_seconds
+    clock = {
+        "sweep_seconds": wall,
+        "first_trial_after_seconds": watch.first_start - _STARTED - data_seconds,
+        "overhead_share": 1 - sum(watch.busy.values()) / (min(slots.count, len(jobs)) * wall),
+    }
+    return clock, watch.failures
+
+
+@dataclass
+class _Watch:
+    """Follows a running sweep: progress for the user, news for the tracker, seconds for the clock."""
+
+    plan: Plan
+    slots: Slots
+    tracker: Tracker
+    console: Console
+    failures: dict[str, str] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    first_start: float = float("inf")
+    best: tuple[float, str] = (0.0, "")
+
+    def __enter__(self) -> "_Watch":
+        self.folders = {folder.identity: folder for folder in self.plan.folders}
+        self.total, self.open = len(self.folders), len(self.plan.open())
+        self.ended = 0
+        for folder, result in self.plan.finished():
+            self.best = max(self.best, (result.valid_top1, folder.config.title()))
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.progress.start()
+        self.task = self.progress.add_task(
+            self.plan.space.name, total=self.total, completed=self.total - self.open, note="starting Ray"
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def report(self, report: dict[str, Any]) -> None:
+        """One report of one trial, see `clar.trial.Report`."""
+        folder = self.folders[report["identity"]]
+        self.first_start = min(self.first_start, report["started"])
+        self.busy[folder.identity] = report["busy_seconds"]
+        if "failure" in report:
+            self.fail(folder, report["failure"])
+        elif "final" in report:
+            final = report["final"]
+            self.best = max(self.best, (final["valid_top1"], folder.config.title()))
+            self.tracker.trial(folder)
+            self.end(f"{folder.config.title()}: test top-1 {final['test_top1']:.3f}, {final['train_seconds']:.1f} s")
+        else:
+            self.tracker.trial(folder)
+            self.note()
+
+    def lost(self, job: dict[str, Any], reason: str) -> None:
+        """A worker that died without a word."""
+        config = TrialConfig(**job["config"])
+        self.fail(self.folders[config.identity(self.plan.store.fingerprint)], reason)
+
+    def fail(self, folder: TrialFolder, reason: str) -> None:
+        self.failures[folder.identity] = reason
+        self.tracker.failed(folder, reason)
+        self.end(f"{folder.config.title()} failed: {reason}")
+
+    def end(self, line: str) -> None:
+        self.ended += 1
+        done = self.total - self.open + self.ended
+        self.console.print(f"[{done:{len(str(self.total))}}/{self.total}] {line}", markup=False)
+        self.progress.update(self.task, completed=done)
+        self.note()
+        # Where there is no bar, its news comes as a line now and then.
+        if not self.console.is_terminal and self.ended % 10 == 0 and self.ended < self.open:
+            self.console.print(f"  {self.news()}", markup=False)
+
+    def note(self) -> None:
+        self.progress.update(self.task, note=self.news())
+
+    def news(self) -> str:
+        """Time left and the best so far, by valid: test is not to be chosen by."""
+        parts = []
+        if self.ended:
+            each = (time.time() - self.first_start) / self.ended
+            parts.append(f"about {_duration(each * (self.open - self.ended))} left")
+        if self.best[1]:
+            parts.append(f"best on valid {self.best[0]:.3f}: {self.best[1]}")
+        return "; ".join(parts) or "training"
+
+
+def _report(plan: Plan, console: Console) -> list[Path]:
+    """Print the sweep's table and write it, as text and as a picture. The first file is the Markdown table."""
+    from analysis import tables
+
+    results = [(folder.config, result) for folder, result in plan.finished()]
+    title = f"{plan.space.summary} Test top-1 of the linear probe, %, {plan.base.dataset}."
+    table = tables.cells(plan.space, results)
+    console.print()
+    # Without a terminal there is no width to keep to, and a wrapped number is no number.
+    wide = console if console.is_terminal else Console(highlight=False, width=max(120, console.width))
+    wide.print(tables.to_rich(plan.space, table, title))
+    texts = {
+        "table.md": f"{title}\n\n{tables.to_markdown(plan.space, table)}",
+        "table.csv": table.to_csv(index=False),
+        "table.tex": tables.to_latex(plan.space, table),
+    }
+    for name, text in texts.items():
+        write_atomically(plan.output / name, text)
+    from analysis import figures
+
+    pictures = figures.heat_map(tables.grid(plan.space, table), title, plan.output / "heat_map")
+    return [*(plan.output / name for name in texts), *pictures]
+
+
+def _closing_lines(
+    plan: Plan, files: list[Path], uri: str, clock: dict[str, float], failures: dict[str, str], console: Console
+) -> None:
+    """Where everything lies, what it cost, and what went wrong."""
+    picture = next(file for file in files if file.suffix == ".png")
+    lines = [f"table    {files[0]}", f"picture  {picture}", f"MLflow   {uri}"]
+    if clock:
+        lines.append(
+            f"clock    {_duration(clock['sweep_seconds'])}, first trial after "
+            f"{clock['first_trial_after_seconds']:.0f} s; Ray, MLflow and driver took "
+            f"{100 * clock['overhead_share']:.1f} % of it"
+        )
+    for identity, reason in failures.items():
+        folder = next(folder for folder in plan.folders if folder.identity == identity)
+        lines.append(f"failed   {folder.config.title()}: {reason}\n         log: {folder.log}")
+    console.print("\n".join(lines), markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    sys.exit(command(app))

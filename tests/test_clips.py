@@ -1,0 +1,279 @@
+"""ClipStore and its building: what comes out, what is left out, and what survives interruption."""
+
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clar import clips
+from clar.clips import ClipStore, DamagedStore, Source, build, fit
+from clar.errors import UserError
+
+SAMPLES = 50
+
+
+def make_source(decode=None, n=40, seed=0, shard=8) -> Source:
+    data = np.random.default_rng(seed).integers(-3000, 3000, (n, SAMPLES)).astype(np.int16)
+    return Source(
+        name="toy",
+        classes=["a", "b"],
+        sample_rate=100,
+        samples=SAMPLES,
+        files=[f"clip{i}.wav" for i in range(n)],
+        stamps=[f"{seed}"] * n,
+        labels=np.arange(n) % 2,
+        splits=np.array([0, 0, 1, 1, 2, 2, 0, 0] * (n // 8), np.uint8),
+        decode=decode or (lambda start, stop: (data[start:stop], [None] * (stop - start))),
+        shard=shard,
+    )
+
+
+def bad_rows(source: Source, bad: dict[int, str]) -> Source:
+    return replace(
+        source,
+        decode=lambda start, stop: (source.decode(start, stop)[0], [bad.get(i) for i in range(start, stop)]),
+    )
+
+
+def test_store_holds_what_was_built(tmp_path):
+    source = make_source()
+    store = build(tmp_path / "toy", source)
+    assert store.clips.dtype == np.int16
+    assert store.clips.shape == (40, SAMPLES)
+    assert isinstance(store.clips, np.memmap)
+    assert np.array_equal(store.clips, source.decode(0, 40)[0])
+    assert store.labels.dtype == np.int64
+    assert np.array_equal(store.labels, source.labels)
+    assert store.classes == ["a", "b"]
+    assert store.files == source.files
+    assert store.sample_rate == 100
+    assert store.left_out == []
+    assert np.array_equal(store.split("valid"), np.flatnonzero(source.splits == 1))
+    assert store.split("train").dtype == np.int64
+    assert len(store) == 40
+    assert "40 clips" in repr(store)
+    with pytest.raises(ValueError, match="read-only"):
+        store.clips[0, 0] = 1
+
+
+def test_unknown_split_names_near_ones(tmp_path):
+    with pytest.raises(UserError, match="did you mean valid"):
+        build(tmp_path / "toy", make_source()).split("validation")
+
+
+def test_pickles_by_path(tmp_path):
+    store = build(tmp_path / "toy", make_source())
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    assert again.fingerprint == store.fingerprint
+    assert np.array_equal(again.clips, store.clips)
+
+
+def test_fingerprint_depends_on_content_alone(tmp_path):
+    source = make_source()
+    first = build(tmp_path / "first", source).fingerprint
+    assert build(tmp_path / "second", make_source(shard=13)).fingerprint == first
+    assert len(first) == 64
+    labels, splits = source.labels.copy(), source.splits.copy()
+    labels[0], splits[0] = 1, 2
+    data = source.decode(0, 40)[0].copy()
+    data[7, 3] += 1
+    changed = [
+        replace(source, labels=labels),
+        replace(source, splits=splits),
+        replace(source, classes=["a", "c"]),
+        replace(source, sample_rate=101),
+        replace(source, decode=lambda start, stop: (data[start:stop], [None] * (stop - start))),
+    ]
+    others = {build(tmp_path / f"changed{i}", other).fingerprint for i, other in enumerate(changed)}
+    assert len(others | {first}) == 6
+
+
+def test_bad_rows_are_left_out_and_named(tmp_path, capsys):
+    source = bad_rows(make_source(), {3: "silent", 20: "empty"})
+    store = build(tmp_path / "toy", source, allow_bad=2)
+    keep = np.delete(np.arange(40), [3, 20])
+    assert np.array_equal(store.clips, source.decode(0, 40)[0][keep])
+    assert np.array_equal(store.labels, source.labels[keep])
+    assert store.left_out == [("clip3.wav", "silent"), ("clip20.wav", "empty")]
+    assert store.files == [source.files[i] for i in keep]
+    said = capsys.readouterr().err
+    assert "2 of 40 files" in said
+    assert "clip20.wav: empty" in said
+
+
+def test_too_many_bad_rows_stop_and_decode_no_second_time(tmp_path):
+    calls = []
+    source = make_source(n=80)
+    inner = bad_rows(source, dict.fromkeys(range(30), "silent")).decode
+    counted = replace(source, decode=lambda start, stop: (calls.append(start), inner(start, stop))[1])
+    with pytest.raises(UserError, match=r"30 of 80 files.*above the limit of 0.*--allow-bad 30") as error:
+        build(tmp_path / "toy", counted)
+    assert str(error.value).count("clip") == 20
+    assert "… and 10 more" in str(error.value)
+    before = len(calls)
+    assert len(build(tmp_path / "toy", counted, allow_bad=30)) == 50
+    assert len(calls) == before
+    with pytest.raises(UserError, match="above the limit of 5"):
+        build(tmp_path / "toy", counted, allow_bad=5)
+
+
+def test_one_percent_may_be_bad(tmp_path):
+    assert len(build(tmp_path / "toy", bad_rows(make_source(n=200), {7: "empty", 9: "empty"}))) == 198
+
+
+def test_empty_split_or_class_is_an_error(tmp_path):
+    source = make_source()
+    with pytest.raises(UserError, match="the test split has no file"):
+        build(tmp_path / "toy", replace(source, splits=np.minimum(source.splits, 1)))
+    with pytest.raises(UserError, match="no training file for the class b"):
+        build(tmp_path / "toy", replace(source, labels=np.where(source.splits == 0, 0, source.labels)))
+    with pytest.raises(UserError, match="valid split has no file that can be used"):
+        build(tmp_path / "toy", bad_rows(source, dict.fromkeys(np.flatnonzero(source.splits == 1), "silent")), 40)
+
+
+@pytest.mark.parametrize("file", ["clips.int16", "labels.npy", "splits.npy", "files.txt", "meta.json"])
+def test_half_written_store_is_damaged_and_built_again(tmp_path, file):
+    path = tmp_path / "toy"
+    store = build(path, make_source())
+    content = (path / file).read_bytes()
+    (path / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DamagedStore):
+        ClipStore.open(path)
+    assert build(path, make_source()).fingerprint == store.fingerprint
+    (path / file).unlink()
+    with pytest.raises(DamagedStore):
+        ClipStore.open(path)
+
+
+def test_store_of_another_format_is_damaged(tmp_path):
+    path = tmp_path / "toy"
+    build(path, make_source())
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "format": 0}))
+    with pytest.raises(DamagedStore, match="format 0"):
+        ClipStore.open(path)
+
+
+def test_no_store_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no clip store"):
+        ClipStore.open(tmp_path / "nowhere")
+
+
+def test_changed_source_is_built_again_and_unchanged_is_not(tmp_path):
+    path = tmp_path / "toy"
+    first = build(path, make_source())
+    never = replace(make_source(), decode=lambda start, stop: pytest.fail("decoded again"))
+    assert build(path, never).fingerprint == first.fingerprint
+    assert build(path, make_source(seed=1)).fingerprint != first.fingerprint
+    assert not list(tmp_path.glob(".toy.[bno]*"))  # no working folder is left
+
+
+def test_failing_build_leaves_finished_shards(tmp_path):
+    source = make_source()
+    seen = []
+
+    def failing(start, stop):
+        if start == 24:
+            raise OSError("disk gone")
+        seen.append(start)
+        return source.decode(start, stop)
+
+    with pytest.raises(OSError, match="disk gone"):
+        build(tmp_path / "toy", replace(source, decode=failing))
+    assert not (tmp_path / "toy").exists()
+    first = set(seen)
+    seen.clear()
+
+    def counted(start, stop):
+        seen.append(start)
+        return source.decode(start, stop)
+
+    store = build(tmp_path / "toy", replace(source, decode=counted))
+    assert not first & set(seen)
+    assert np.array_equal(store.clips, source.decode(0, 40)[0])
+
+
+def _build_slowly(path, log):
+    source = make_source()
+
+    def slow(start, stop):
+        with open(log, "a") as file:
+            file.write(f"{start}\n")
+        time.sleep(0.05)
+        return source.decode(start, stop)
+
+    print(build(path, replace(source, decode=slow)).fingerprint)
+
+
+def test_two_processes_build_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_build_slowly, args=(tmp_path / "toy", tmp_path / "log")) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert sorted((tmp_path / "log").read_text().split(), key=int) == ["0", "8", "16", "24", "32"]
+
+
+KILLED = """
+import sys, time, os, signal
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_clips import make_source
+from clar import clips
+clips.cores = lambda: 1
+source = make_source()
+def decode(start, stop):
+    if start == 24:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return source.decode(start, stop)
+clips.build(Path({path!r}), replace(source, decode=decode))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_build_goes_on(tmp_path):
+    path = tmp_path / "toy"
+    script = KILLED.format(tests=str(Path(__file__).parent), path=str(path))
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -9
+    assert not path.exists()
+    source, seen = make_source(), []
+
+    def counted(start, stop):
+        seen.append(start)
+        return source.decode(start, stop)
+
+    store = build(path, replace(source, decode=counted))
+    assert sorted(seen) == [24, 32]
+    assert store.fingerprint == build(tmp_path / "undisturbed", source).fingerprint
+
+
+def test_fit_pads_and_clips_on_the_right():
+    assert fit(np.array([1, 2, 3], np.int16), 5).tolist() == [1, 2, 3, 0, 0]
+    assert fit(np.array([1, 2, 3], np.int16), 2).tolist() == [1, 2]
+    assert fit(np.zeros(0, np.float32), 2).tolist() == [0, 0]
+
+
+def test_fit_rounds_and_saturates():
+    steps = np.array([0.0, 1.4, -1.6, 32766.6, 40000, -40000])
+    assert fit(steps / 32768, 6).tolist() == [0, 1, -2, 32767, 32767, -32768]
+
+
+def test_imports_no_torch():
+    script = "import sys, clar.clips, clar.datasets; sys.exit('torch' in sys.modules or 'soundfile' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_cores_is_positive():
+    assert clips.cores() >= 1

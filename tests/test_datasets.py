@@ -1,0 +1,393 @@
+"""The contract that every data set keeps, decoding of audio files, the Speech Commands folder, and the command line."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from clar import datasets
+from clar.clips import SPLITS, ClipStore
+from clar.datasets import speech_commands
+from clar.datasets.__main__ import export_folder
+from clar.datasets.decode import Unusable, decode
+from clar.errors import UserError
+
+RATE = SAMPLES = 16_000
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CLAR_DATA", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def digits_cache(tmp_path_factory):
+    pytest.importorskip("espeakng_loader")
+    return tmp_path_factory.mktemp("digits")
+
+
+@pytest.fixture
+def digits_store(digits_cache, monkeypatch):
+    monkeypatch.setenv("CLAR_CACHE", str(digits_cache))
+    return datasets.load("digits:120")
+
+
+def tone(seconds=0.5, hertz=440.0, rate=RATE, level=0.3):
+    return level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def make_folder(root: Path, words=speech_commands.DIGITS, speakers=6) -> Path:
+    """A small Speech Commands folder: two files of each word in each split, and what must be left out."""
+    split_of = dict(zip(range(speakers), itertools.cycle(["train", "valid", "test"])))
+    lists = {"valid": [], "test": []}
+    for number, word in enumerate(words):
+        (root / word).mkdir(parents=True)
+        for speaker in range(speakers):
+            file = f"{word}/{speaker:08x}_nohash_0.wav"
+            soundfile.write(root / file, tone(0.3 + 0.05 * speaker, 200 + 40 * number), RATE, "PCM_16")
+            if split_of[speaker] != "train":
+                lists[split_of[speaker]].append(file)
+    (root / "_background_noise_").mkdir()
+    soundfile.write(root / "_background_noise_" / "white.wav", tone(), RATE)
+    (root / "README.md").write_text("about")
+    for split, name in speech_commands.LISTS.items():
+        (root / name).write_text("".join(f"{line}\n" for line in lists[split]) + "other/x.wav\n")
+    return root
+
+
+def rewrite(root: Path, split: str, change) -> None:
+    path = root / speech_commands.LISTS[split]
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+
+
+# The contract
+
+
+@pytest.fixture(params=datasets.names())
+def store(request, cache, tmp_path, monkeypatch) -> ClipStore:
+    if request.param == "digits":
+        return request.getfixturevalue("digits_store")
+    words = datasets.FOLDERS[request.param].words
+    return datasets.load(request.param, make_folder(tmp_path / "root", words))
+
+
+def test_contract_shapes_and_types(store):
+    assert store.clips.dtype == np.int16
+    assert store.clips.shape == (len(store), RATE)
+    assert not store.clips.flags.writeable
+    assert store.labels.dtype == np.int64
+    assert store.labels.shape == (len(store),)
+    assert store.sample_rate == RATE
+    assert store.clips.any(1).all()
+
+
+def test_contract_labels(store):
+    assert len(set(store.classes)) == len(store.classes)
+    assert set(store.labels.tolist()) == set(range(len(store.classes)))
+    assert set(store.labels[store.split("train")].tolist()) == set(range(len(store.classes)))
+    for label, file in zip(store.labels, store.files, strict=True):
+        assert file.split("/")[0] == store.classes[label]
+
+
+def test_contract_splits_cover_and_are_disjoint(store):
+    parts = [store.split(name) for name in SPLITS]
+    assert all(len(part) and part.dtype == np.int64 for part in parts)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(store)))
+
+
+def test_contract_speakers_are_disjoint(store):
+    speakers = [{store.files[i].split("/")[1].split("_")[0] for i in store.split(name)} for name in SPLITS]
+    assert not any(a & b for a, b in itertools.combinations(speakers, 2))
+
+
+def test_contract_opens_again(store):
+    again = datasets.load("digits:120" if store.name == "digits" else store.name)
+    assert again.path == store.path
+    assert again.fingerprint == store.fingerprint
+    assert int(again.fingerprint, 16) >= 0
+
+
+# Decoding
+
+
+def test_sixteen_bits_come_through_exactly(tmp_path):
+    samples = np.random.default_rng(0).integers(-32768, 32768, SAMPLES).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, RATE, "PCM_16")
+    assert np.array_equal(decode(tmp_path / "a.wav", RATE, SAMPLES), samples)
+    soundfile.write(tmp_path / "a.flac", samples, RATE, "PCM_16")
+    assert np.array_equal(decode(tmp_path / "a.flac", RATE, SAMPLES), samples)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_formats_and_channels(tmp_path, subtype, channels):
+    """The mean of channels that lie 0.1 apart is the middle one, within the format's own error."""
+    wave = tone(0.5, 300)
+    sound = np.stack([wave + 0.1 * (c - (channels - 1) / 2) for c in range(channels)], 1)
+    soundfile.write(tmp_path / "a.wav", sound, RATE, subtype)
+    clip = decode(tmp_path / "a.wav", RATE, SAMPLES)
+    error = {"PCM_U8": 1 / 128, "ULAW": 0.03, "ALAW": 0.03}.get(
+        subtype, 1.51 / 32768
+    )  # half a step a channel, half a step here
+    assert np.abs(clip[: len(wave)] / 32768 - wave).max() <= error
+    assert not clip[len(wave) :].any()
+
+
+@pytest.mark.parametrize("extension", ["flac", "ogg", "mp3", "aiff"])
+def test_containers(tmp_path, extension):
+    if extension.upper() not in soundfile.available_formats():
+        pytest.skip(f"libsndfile without {extension}")
+    soundfile.write(tmp_path / f"a.{extension}", tone(1.0, 1000), RATE)
+    clip = decode(tmp_path / f"a.{extension}", RATE, SAMPLES) / 32768
+    spectrum = np.abs(np.fft.rfft(clip * np.hanning(SAMPLES)))
+    assert abs(int(spectrum.argmax()) - 1000) <= 1
+    assert np.sqrt(np.square(clip[4000:12000]).mean()) == pytest.approx(0.3 / np.sqrt(2), rel=0.03)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 32000, 44100, 44099, 48000, 96000])
+def test_resampling_keeps_pitch_level_and_length(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(0.6, 1500, rate), rate, "FLOAT")
+    clip = decode(tmp_path / "a.wav", RATE, SAMPLES) / 32768
+    wanted = tone(0.6, 1500)
+    assert np.abs(clip[200:9400] - wanted[200:9400]).max() < 1e-3
+    assert not clip[9700:].any()
+
+
+def test_resampling_removes_what_would_alias(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(1, 10_000, 44_100) + tone(1, 500, 44_100, 0.1), 44_100, "FLOAT")
+    spectrum = np.abs(np.fft.rfft(decode(tmp_path / "a.wav", RATE, SAMPLES) * np.hanning(SAMPLES)))
+    assert spectrum[5500:6500].max() < spectrum[500] / 300
+
+
+def test_resampling_agrees_with_librosa(tmp_path):
+    librosa = pytest.importorskip("librosa")
+    noise = np.random.default_rng(0).normal(0, 0.1, 44_100)
+    kernel = np.hanning(64) / np.hanning(64).sum()  # keeps to the band that both filters pass
+    sound = np.convolve(noise, kernel, "same").astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, 44_100, "FLOAT")
+    wanted = librosa.resample(sound, orig_sr=44_100, target_sr=RATE, res_type="polyphase")
+    clip = decode(tmp_path / "a.wav", RATE, SAMPLES) / 32768
+    assert np.abs(clip - wanted)[100:-100].max() < 2e-4
+
+
+def test_long_file_is_clipped_and_resampled_as_a_whole_one(tmp_path):
+    sound = np.random.default_rng(0).normal(0, 0.1, 3 * 44_100)
+    soundfile.write(tmp_path / "long.wav", sound, 44_100, "FLOAT")
+    clip = decode(tmp_path / "long.wav", RATE, SAMPLES)
+    assert np.abs(clip - decode(tmp_path / "long.wav", RATE, 3 * SAMPLES)[:SAMPLES]).max() <= 1
+
+
+def bad_file(path: Path, kind: str) -> None:
+    if kind == "text":
+        path.write_text("this is no audio")
+    elif kind == "nothing":
+        path.write_bytes(b"")
+    elif kind == "no samples":
+        soundfile.write(path, np.zeros(0), RATE)
+    elif kind == "silent":
+        soundfile.write(path, np.zeros(8000), RATE)
+    elif kind in ("NaN", "Inf"):
+        soundfile.write(path, np.array([0.1, float(kind), 0.1]), RATE, "FLOAT")
+    elif kind == "truncated":
+        soundfile.write(path, tone(1.0), RATE, "PCM_16")
+        path.write_bytes(path.read_bytes()[:16_000])
+    elif kind == "header only":
+        soundfile.write(path, tone(1.0), RATE, "PCM_16")
+        path.write_bytes(path.read_bytes()[:30])
+
+
+BAD = {
+    "text": "unreadable",
+    "nothing": "unreadable",
+    "no samples": "empty",
+    "silent": "silent",
+    "NaN": "NaN or infinite",
+    "Inf": "NaN or infinite",
+    "truncated": "truncated: 15,956 of 32,000 bytes",
+    "header only": "unreadable|empty|truncated",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_file_has_a_reason(tmp_path, kind):
+    bad_file(tmp_path / "a.wav", kind)
+    with pytest.raises(Unusable, match=BAD[kind]):
+        decode(tmp_path / "a.wav", RATE, SAMPLES)
+
+
+def test_truncated_flac_is_unusable(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
+    (tmp_path / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes()[:9000])
+    with pytest.raises(Unusable):
+        decode(tmp_path / "a.flac", RATE, SAMPLES)
+
+
+def test_header_of_a_pipe_is_no_truncation(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(0.5), RATE, "PCM_16")
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg leaves them where it cannot seek
+    (tmp_path / "b.wav").write_bytes(content)
+    assert np.array_equal(decode(tmp_path / "b.wav", RATE, SAMPLES), decode(tmp_path / "a.wav", RATE, SAMPLES))
+
+
+# Speech Commands
+
+
+def test_bad_files_are_counted_named_and_limited(cache, tmp_path, capsys):
+    root = make_folder(tmp_path / "root")
+    for word, kind in zip(speech_commands.DIGITS, BAD, strict=False):
+        bad_file(root / word / "00000000_nohash_0.wav", kind)
+    with pytest.raises(UserError, match=r"8 of 60 files.*--allow-bad 8") as error:
+        datasets.load("speech_commands_10", root)
+    assert "three/00000000_nohash_0.wav: silent" in str(error.value)
+    store = datasets.load("speech_commands_10", root, allow_bad=8)
+    assert len(store) == 52
+    assert len(store.left_out) == 8
+    assert "8 of 60 files" in capsys.readouterr().err
+    assert datasets.load("speech_commands_10").fingerprint == store.fingerprint
+
+
+def test_changed_file_is_decoded_again_when_a_root_is_given(cache, tmp_path):
+    root = make_folder(tmp_path / "root")
+    first = datasets.load("speech_commands_10", root)
+    assert datasets.load("speech_commands_10", root).fingerprint == first.fingerprint
+    soundfile.write(root / "zero" / "00000000_nohash_0.wav", tone(0.2, 900), RATE, "PCM_16")
+    assert datasets.load("speech_commands_10").fingerprint == first.fingerprint
+    assert datasets.load("speech_commands_10", root).fingerprint != first.fingerprint
+
+
+def test_two_roots_do_not_collide(cache, tmp_path):
+    one = datasets.load("speech_commands_10", make_folder(tmp_path / "one"))
+    two = datasets.load("speech_commands_10", make_folder(tmp_path / "two", speakers=9))
+    assert one.path != two.path
+    assert datasets.load("speech_commands_10").path == two.path
+    assert ClipStore.open(one.path).fingerprint == one.fingerprint
+
+
+def test_root_from_the_environment(cache, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="prepare speech_commands_10 --root DIR"):
+        datasets.load("speech_commands_10")
+    monkeypatch.setenv("CLAR_DATA", str(make_folder(tmp_path / "root")))
+    assert len(datasets.load("speech_commands_10")) == 60
+
+
+def test_damaged_store_is_built_again(cache, tmp_path, capsys):
+    store = datasets.load("speech_commands_10", make_folder(tmp_path / "root"))
+    os.truncate(store.path / "clips.int16", 1000)
+    assert datasets.load("speech_commands_10").fingerprint == store.fingerprint
+    assert "damaged: clips.int16 has 1,000 of" in capsys.readouterr().err
+
+
+def test_class_lists():
+    assert len(speech_commands.WORDS) == 35
+    assert list(speech_commands.WORDS) == sorted(speech_commands.WORDS)
+    assert set(speech_commands.DIGITS) < set(speech_commands.WORDS)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: root.rename(root.with_name("gone")), "no folder"),
+        (lambda root: (root / "testing_list.txt").unlink(), r"testing_list\.txt is missing"),
+        (lambda root: (root / "seven").rename(root / "sevn"), "no folder for the word seven"),
+        (
+            lambda root: rewrite(root, "test", lambda lines: [*lines, "one/ffff_nohash_0.wav"]),
+            "names 1 files that do not",
+        ),
+        (lambda root: rewrite(root, "test", lambda lines: [*lines, "one/00000001_nohash_0.wav"]), "in both lists"),
+        (lambda root: rewrite(root, "valid", lambda lines: []), "the valid split has no file"),
+    ],
+)
+def test_folder_that_does_not_fit(cache, tmp_path, spoil, message):
+    root = make_folder(tmp_path / "root")
+    spoil(root)
+    with pytest.raises(UserError, match=message):
+        datasets.load("speech_commands_10", root)
+
+
+def test_names_and_options():
+    with pytest.raises(UserError, match="did you mean digits"):
+        datasets.load("digit")
+    with pytest.raises(UserError, match="takes no option"):
+        datasets.load("speech_commands_10:5")
+    with pytest.raises(UserError, match="takes no root"):
+        datasets.load("digits", root="somewhere")
+
+
+def test_exported_digits_are_the_same_clips(digits_store, tmp_path, monkeypatch):
+    export_folder(digits_store, tmp_path / "folder")
+    monkeypatch.setenv("CLAR_CACHE", str(tmp_path / "cache"))
+    prepared = datasets.load("speech_commands_10", tmp_path / "folder")
+    order = [prepared.files.index(file) for file in digits_store.files]
+    assert len(prepared) == len(digits_store)
+    assert prepared.classes == digits_store.classes
+    assert np.array_equal(prepared.clips[order], digits_store.clips)
+    assert np.array_equal(prepared.labels[order], digits_store.labels)
+    for split in SPLITS:
+        members = {prepared.files[i] for i in prepared.split(split)}
+        assert members == {digits_store.files[i] for i in digits_store.split(split)}
+
+
+# Command line
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "clar.datasets", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def failed_in_one_line(done: subprocess.CompletedProcess) -> bool:
+    return done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_command_line(cache, tmp_path):
+    root = make_folder(tmp_path / "root")
+    assert "no" in run("list").stdout
+    done = run("prepare", "speech_commands_10", "--root", root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "60 clips" in done.stdout
+    done = run("info", "speech_commands_10")
+    assert done.returncode == 0
+    assert datasets.load("speech_commands_10").fingerprint in done.stdout
+    assert "0 files left out" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "speech_commands_1"], "did you mean"),
+        (["info", "speech_commands_10"], "--root DIR"),
+        (["prepare", "speech_commands_10", "--root", "/nowhere"], "no folder /nowhere"),
+        (["prepare", "digits", "--clips", "5"], "must lie between"),
+        (["prepare", "speech_commands_10", "--clips", "500"], "only digits"),
+        (["export", "speech_commands_10", "somewhere"], "only digits"),
+        (["prepare"], "NAME|name"),
+    ],
+)
+def test_command_line_mistakes(cache, arguments, message):
+    done = run(*arguments)
+    assert failed_in_one_line(done), done.stderr
+    assert re.search(message, done.stderr)
+
+
+def test_export_replaces_only_exports(digits_store, tmp_path):
+    folder = tmp_path / "folder"
+    assert run("export", "digits", folder, "--clips", "120").returncode == 0
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*.wav"))
+    assert len(files) == 120
+    assert failed_in_one_line(run("export", "digits:120", folder))
+    assert run("export", "digits:120", folder, "--force").returncode == 0
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*.wav")) == files
+    (folder / "thesis.txt").write_text("years of work")
+    done = run("export", "digits:120", folder, "--force")
+    assert failed_in_one_line(done)
+    assert "thesis.txt" in done.stderr
+    assert (folder / "thesis.txt").exists()

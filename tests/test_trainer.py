@@ -1,0 +1,250 @@
+"""One trial: what it learns, what it refuses, and that being killed changes nothing."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clar import losses, trainer
+from clar.clips import ClipStore
+from clar.config import TrialConfig
+from clar.errors import UserError
+from clar.result import EpochRecord
+from clar.seeds import derive, generator
+
+SMALL: dict[str, Any] = {
+    "dataset": "tones", "epochs": 3, "batch_size": 16, "optimizer": "adamw", "learning_rate": 3e-3, "warmup_epochs": 0,
+    "hop_ms": 16, "bins": 16, "encoder_width": 4, "encoder_blocks": (1, 1, 1, 1), "projection_hidden": 32,
+    "projection_dim": 16, "augmentations": ("fade", "white_noise"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("input_", ["spectrogram", "raw"])
+@pytest.mark.parametrize("loss", ["supervised", "self_supervised", "clar"])
+def test_every_loss_and_input_learns_the_tones(tone_store: ClipStore, loss: str, input_: str) -> None:
+    epochs = 8 if input_ == "raw" else 4
+    records: list[EpochRecord] = []
+    config = TrialConfig(**{**SMALL, "loss": loss, "input": input_, "epochs": epochs})
+    result = trainer.train(config, tone_store, on_epoch=records.append)
+    assert result.test_top1 >= 0.7
+    assert result.test_top5 == 1.0  # there are four classes
+    assert (result.head_test_top1 is None) == (loss == "self_supervised")
+    assert records == list(result.epochs)
+    assert [record.epoch for record in records] == list(range(1, epochs + 1))
+    assert records[-1].train_loss < records[0].train_loss
+    assert records[-1].valid_top1 == result.valid_top1
+    assert result.train_seconds > 0
+    assert result.gpu_seconds == 0
+
+
+@pytest.mark.parametrize("loss", ["supervised", "self_supervised", "clar"])
+@pytest.mark.parametrize("fraction", [0.01, 0.3])
+def test_any_label_fraction(tone_store: ClipStore, loss: str, fraction: float) -> None:
+    # One clip a class in 128: most batches of 4 hold no label at all.
+    config = TrialConfig(**{**SMALL, "loss": loss, "label_fraction": fraction, "batch_size": 4, "epochs": 1})
+    result = trainer.train(config, tone_store)
+    assert all(math.isfinite(record.train_loss) for record in result.epochs)
+    assert 0 <= result.test_top1 <= 1
+
+
+def test_the_same_seed_gives_the_same_result_and_another_does_not(tone_store: ClipStore) -> None:
+    config = TrialConfig(**{**SMALL, "epochs": 1})
+    first, again, other = (trainer.train(c, tone_store) for c in (config, config, config.but(seed=1)))
+    assert first.same_as(again)
+    assert not first.same_as(other)
+
+
+def test_training_uses_no_global_random_state(tone_store: ClipStore) -> None:
+    config = TrialConfig(**{**SMALL, "epochs": 1})
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 - the point of the test
+    before = torch.random.get_rng_state()
+    first = trainer.train(config, tone_store)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert trainer.train(config, tone_store).same_as(first)
+
+
+def test_no_epochs_evaluates_the_untrained_encoder(tone_store: ClipStore) -> None:
+    result = trainer.train(TrialConfig(**{**SMALL, "epochs": 0}), tone_store)
+    assert result.epochs == ()
+    assert 0 <= result.valid_top1 <= 1
+
+
+def test_probe_every_leaves_epochs_without_a_probe_but_never_the_last(tone_store: ClipStore) -> None:
+    every = trainer.train(TrialConfig(**SMALL), tone_store)
+    result = trainer.train(TrialConfig(**{**SMALL, "probe_every": 2}), tone_store)
+    assert [record.valid_top1 is None for record in result.epochs] == [True, False, False]
+    assert result.test_top1 == every.test_top1
+
+
+def test_mixed_precision_trains(tone_store: ClipStore) -> None:
+    result = trainer.train(TrialConfig(**{**SMALL, "precision": "bf16", "loss": "clar"}), tone_store)
+    assert result.test_top1 >= 0.7
+
+
+def test_lars_and_warm_up_train(tone_store: ClipStore) -> None:
+    fields = {"optimizer": "lars", "learning_rate": 10, "warmup_epochs": 1, "loss": "supervised", "epochs": 6}
+    result = trainer.train(TrialConfig(**{**SMALL, **fields}), tone_store)
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss
+    assert result.test_top1 >= 0.7
+
+
+def test_labelled_subset_is_stratified_nested_and_keyed_by_the_seed() -> None:
+    labels = np.repeat([0, 1, 2], [1000, 100, 7])
+    subsets = {fraction: trainer.labelled_subset(labels, fraction, seed=3) for fraction in (0.01, 0.1, 0.2, 1.0)}
+    assert [int(subset.sum()) for subset in subsets.values()] == [10 + 1 + 1, 100 + 10 + 1, 200 + 20 + 1, 1107]
+    assert not (subsets[0.01] & ~subsets[0.1]).any()
+    assert not (subsets[0.1] & ~subsets[0.2]).any()
+    assert (trainer.labelled_subset(labels, 0.1, seed=4) != subsets[0.1]).any()
+    assert (trainer.labelled_subset(labels, 0.1, seed=3) == subsets[0.1]).all()
+
+
+def test_joint_loss_is_the_sum_of_its_parts_over_both_views() -> None:
+    config = TrialConfig(**{**SMALL, "loss": "clar", "temperature": 0.1})
+    head = trainer.heads.Head("clar", 8, 6, 5, 3)
+    outputs = head(torch.randn(8, 8))
+    labels = torch.tensor([0, losses.UNLABELLED, 2, losses.UNLABELLED])
+    expected = losses.nt_xent(outputs.projection_BD[:4], outputs.projection_BD[4:], 0.1)
+    kept = torch.tensor([0, 2, 4, 6])
+    expected = expected + torch.nn.functional.cross_entropy(outputs.logits_BC[kept], torch.tensor([0, 2, 0, 2]))
+    torch.testing.assert_close(trainer.joint_loss(outputs, labels, config), expected)
+    unlabelled = torch.full((4,), losses.UNLABELLED)
+    torch.testing.assert_close(
+        trainer.joint_loss(outputs, unlabelled, config),
+        losses.nt_xent(outputs.projection_BD[:4], outputs.projection_BD[4:], 0.1),
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_trial_with_the_evidence(tone_store: ClipStore) -> None:
+    config = TrialConfig(**{**SMALL, "loss": "supervised", "learning_rate": 1e30})
+    with pytest.raises(trainer.NonFiniteLoss) as caught:
+        trainer.train(config, tone_store)
+    said = str(caught.value)
+    assert "epoch 1, step 2 of 8" in said
+    assert "learning rate" in said
+    assert "last losses: 1." in said
+
+
+def test_too_large_a_batch_is_named(tone_store: ClipStore) -> None:
+    with pytest.raises(UserError, match="batch_size = 129 is more than the 128 training clips of tones"):
+        trainer.train(TrialConfig(**{**SMALL, "batch_size": 129}), tone_store)
+
+
+def test_a_checkpoint_of_another_trial_or_a_damaged_one_is_refused(tone_store: ClipStore, tmp_path: Path) -> None:
+    config = TrialConfig(**{**SMALL, "epochs": 1})
+    trainer.train(config, tone_store, checkpoint_dir=tmp_path)
+    with pytest.raises(UserError, match="is of trial"):
+        trainer.train(config.but(seed=5), tone_store, checkpoint_dir=tmp_path)
+    path = tmp_path / trainer.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
+        trainer.train(config, tone_store, checkpoint_dir=tmp_path)
+
+
+def test_encoder_file_gives_the_trained_representation(tone_store: ClipStore, tmp_path: Path) -> None:
+    config = TrialConfig(**{**SMALL, "epochs": 1})
+    trainer.train(config, tone_store, checkpoint_dir=tmp_path)
+    loaded = trainer.load_encoder(tmp_path / trainer.ENCODER)
+    assert loaded.config == config
+    assert (loaded.sample_rate, loaded.clip_samples) == (16_000, 4000)
+    state = torch.load(tmp_path / trainer.CHECKPOINT, weights_only=True)["model"]
+    for name, tensor in loaded.module[1].state_dict().items():
+        assert torch.equal(tensor, state[f"encoder.{name}"])
+    with torch.inference_mode():
+        assert loaded.module(torch.zeros(2, 4000)).shape == (2, 32)
+    with pytest.raises(UserError, match="no encoder at"):
+        trainer.load_encoder(tmp_path / "absent")
+    (tmp_path / "text").write_text("not weights")
+    with pytest.raises(UserError, match="is not an encoder written by clar"):
+        trainer.load_encoder(tmp_path / "text")
+
+
+def test_seeds_are_keyed_by_seed_and_purpose() -> None:
+    keys = {derive(seed, *purpose) for seed in (0, 1) for purpose in (("a",), ("a", 0), ("a", 1), ("b",))}
+    assert len(keys) == 8
+    assert derive(0, "a", 1) == derive(0, "a", 1)
+    assert torch.equal(torch.rand(3, generator=generator(0, "x")), torch.rand(3, generator=generator(0, "x")))
+
+
+_TRAIN_IN_A_PROCESS = """
+import dataclasses, json, sys, torch
+from pathlib import Path
+from clar import trainer
+from clar.clips import ClipStore
+from clar.config import TrialConfig
+torch.set_num_threads(1)
+config = TrialConfig(**json.loads(sys.argv[1]))
+result = trainer.train(config, ClipStore.open(Path(sys.argv[2])), "cpu", Path(sys.argv[3]), checkpoint_seconds=0)
+Path(sys.argv[3], "result.json").write_text(json.dumps(dataclasses.asdict(result)))
+"""
+
+
+def _train_in_a_process(config: TrialConfig, store: ClipStore, folder: Path, kill_after: int | None) -> None:
+    """Run the trial; with `kill_after`, SIGKILL it once its checkpoint has changed that often."""
+    arguments = [sys.executable, "-c", _TRAIN_IN_A_PROCESS, config.model_dump_json(), str(store.path), str(folder)]
+    process = subprocess.Popen(arguments)
+    checkpoint, seen, last = folder / trainer.CHECKPOINT, 0, None
+    while kill_after is not None and process.poll() is None and seen < kill_after:
+        stamp = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        seen, last = seen + (stamp != last), stamp
+        time.sleep(0.001)
+    if kill_after is not None:
+        assert process.poll() is None, "the trial ended before it was killed"
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == (0 if kill_after is None else -signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["clar", "self_supervised"])
+def test_killed_anywhere_and_started_again_gives_the_same_bits(
+    tone_store: ClipStore, tmp_path: Path, loss: str
+) -> None:
+    """SIGKILL inside epochs, at their ends and twice in a row; checkpoints after every step, so that all are hit."""
+    config = TrialConfig(
+        **{**SMALL, "loss": loss, "optimizer": "lars" if loss == "clar" else "adamw", "epochs": 4, "warmup_epochs": 1,
+           "augmentations": ("pitch_shift", "mixed_noise"), "label_fraction": 0.5}
+    )  # fmt: skip
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+    _train_in_a_process(config, tone_store, undisturbed, None)
+    for kill_after in np.random.default_rng(0).integers(1, 6, 3):
+        _train_in_a_process(config, tone_store, killed, int(kill_after))
+    _train_in_a_process(config, tone_store, killed, None)
+    results = [_read_result(folder) for folder in (undisturbed, killed)]
+    assert results[0].same_as(results[1])
+    encoders = [(folder / trainer.ENCODER).read_bytes() for folder in (undisturbed, killed)]
+    assert encoders[0] == encoders[1]
+    states = [torch.load(folder / trainer.CHECKPOINT, weights_only=True) for folder in (undisturbed, killed)]
+    assert all(torch.equal(states[0]["model"][name], states[1]["model"][name]) for name in states[0]["model"])
+    moments = [state["optimizer"]["state"] for state in states]
+    for index, values in moments[0].items():
+        assert torch.equal(torch.as_tensor(values["step"]), torch.as_tensor(moments[1][index]["step"]))
+        assert torch.equal(values["exp_avg_sq"], moments[1][index]["exp_avg_sq"])
+
+
+def _read_result(folder: Path) -> trainer.TrialResult:
+    import json
+
+    content = json.loads((folder / "result.json").read_text())
+    return trainer.TrialResult(**{**content, "epochs": tuple(EpochRecord(**record) for record in content["epochs"])})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("input_", ["spectrogram", "raw"])
+def test_a_gpu_learns_the_tones_too(tone_store: ClipStore, tmp_path: Path, input_: str, precision: str) -> None:
+    config = TrialConfig(**{**SMALL, "loss": "clar", "input": input_, "precision": precision, "epochs": 8})
+    result = trainer.train(config, tone_store, "cuda", tmp_path)
+    assert result.test_top1 >= 0.7
+    assert result.gpu_seconds == result.train_seconds > 0
