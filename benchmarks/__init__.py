@@ -1,0 +1,1 @@
+"""Measured comparisons with peers: `python -m benchmarks NAME`."""

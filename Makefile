@@ -1,0 +1,37 @@
+# Everything runs from .venv, made here by the Python named below; nothing else is needed or changed.
+PYTHON ?= python3.11
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: setup demo test lint ui lock
+
+setup: $(INSTALLED)
+
+# Again only when the lock or the project's own metadata change. uv installs the lock in seconds, pip in minutes.
+$(INSTALLED): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here; name a Python 3.11 or 3.12: make PYTHON=python3.12"; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv
+	.venv/bin/uv pip install --quiet --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(INSTALLED)
+	$(PY) -m clar.sweep augmentations --preset demo
+
+test: $(INSTALLED)
+	$(PY) -m pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# The runs of the default storage in the browser, on this machine only.
+ui: $(INSTALLED)
+	.venv/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/clar_runs/mlflow.db --host 127.0.0.1 --port 5000
+
+# After a change of the dependencies: newest versions that fit, with hashes, without the index they came from.
+lock: $(INSTALLED)
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --all-extras --generate-hashes \
+		--no-emit-index-url --no-header pyproject.toml --output-file requirements.lock
