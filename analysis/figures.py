@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-import matplotlib.style
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,7 +28,6 @@ def heat_map(means: pd.DataFrame, title: str, path: Path) -> list[Path]:
     axes = figure.add_subplot()
     # Cividis rises evenly in lightness: the same order in grey and for every kind of colour vision.
     image = axes.imshow(values, cmap="cividis", aspect="auto")
-    image.cmap.set_bad("white")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2 if np.isfinite(values).any() else 0.0
     best = np.nanmax(values) if np.isfinite(values).any() else None
     for (row, column), value in np.ndenumerate(values):

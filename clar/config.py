@@ -130,13 +130,13 @@ _PAPER_SCHEDULES: dict[str, dict[str, int]] = {
 # Sizes at which a cell of the augmentation table takes seconds on one CPU thread and still means something;
 # EXPERIMENTS.md has the sizes that were tried.
 _DEMO: dict[str, Any] = {
-    "epochs": 3,
+    "epochs": 2,
     "batch_size": 32,
     "optimizer": "adamw",
-    "learning_rate": 2e-3,
+    "learning_rate": 3e-3,
     "warmup_epochs": 0,
     "temperature": 0.2,
-    "probe_every": 3,
+    "probe_every": 2,
     "hop_ms": 16,
     "bins": 64,
     "encoder_width": 16,

@@ -43,6 +43,7 @@ from clar.tracking import Tracker, default_uri
 
 _STARTED = time.time()
 _TRACKED = "tracked.json"
+_TELL_SECONDS = 15.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -271,6 +272,7 @@ class _Watch:
     console: Console
     failures: dict[str, str] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
     first_start: float = float("inf")
     best: tuple[float, str] = (0.0, "")
 
@@ -306,7 +308,10 @@ class _Watch:
             self.tracker.trial(folder)
             self.end(f"{folder.config.title()}: test top-1 {final['test_top1']:.3f}, {final['train_seconds']:.1f} s")
         else:
-            self.tracker.trial(folder)
+            # MLflow shows a running trial's epochs too, but a thousand short ones are not worth a write each.
+            if time.time() - self.told.get(folder.identity, report["started"]) > _TELL_SECONDS:
+                self.told[folder.identity] = time.time()
+                self.tracker.trial(folder)
             self.note()
 
     def lost(self, job: dict[str, Any], reason: str) -> None:

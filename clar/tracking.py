@@ -129,6 +129,7 @@ class _Writer:
         self.sweep, self.code_version = tracker.sweep, tracker.code_version
         self.experiment = self._experiment(tracker.uri, tracker.storage)
         self.parent = self._parent(tracker.base, tracker.key)
+        self.written: dict[str, int] = {}
         children = self._search(f"tags.`mlflow.parentRunId` = '{self.parent}'")
         self.children: dict[str, Run] = {run.data.tags["clar.identity"]: run for run in children}
 
@@ -170,13 +171,14 @@ class _Writer:
         if run is None:
             run = self._child(folder)
         run_id = run.info.run_id
-        known = {record.step for record in self.client.get_metric_history(run_id, "train_loss")}
+        known = self._epochs_written(run_id)
+        epochs = folder.epochs()
         self._log(
             run_id,
             metrics=[
                 (name, value, record.epoch)
-                for record in folder.epochs()
-                if record.epoch not in known
+                for record in epochs
+                if record.epoch > known
                 for name, value in (
                     ("train_loss", record.train_loss),
                     ("valid_top1", record.valid_top1),
@@ -185,6 +187,7 @@ class _Writer:
                 if value is not None
             ],
         )
+        self.written[run_id] = max(known, len(epochs))
         result = folder.result()
         if result is not None:
             # The last epoch's probe is the final one: `valid_top1` has been written with the epochs, if there were any.
@@ -204,6 +207,13 @@ class _Writer:
                 self.client.log_artifact(run_id, str(folder.log))
             self.client.set_terminated(run_id, "FAILED")
 
+    def _epochs_written(self, run_id: str) -> int:
+        """How many epochs the run holds: asked once, for a run that an earlier command began."""
+        if run_id not in self.written:
+            history = self.client.get_metric_history(run_id, "train_loss")
+            self.written[run_id] = max((metric.step for metric in history), default=0)
+        return self.written[run_id]
+
     def _child(self, folder: TrialFolder) -> "Run":
         tags = {
             "mlflow.parentRunId": self.parent,
@@ -214,6 +224,7 @@ class _Writer:
         }
         run = self.client.create_run(self.experiment, tags=tags, run_name=folder.config.title())
         self.children[folder.identity] = run
+        self.written[run.info.run_id] = 0
         self._log(run.info.run_id, params=_params(folder.config))
         return run
 
