@@ -199,7 +199,7 @@ def time_mask(clips_BT: Tensor, start_B: Tensor, length_B: Tensor, noise_db_B: T
     std_B = _power(clips_BT).sqrt() * torch.pow(10, noise_db_B.to(device) / 20)
     # Zeros before noise, which is drawn only where wanted; then by length, so that windows of W samples, as long as the
     # longest segment of their chunk, hold little else.
-    noisy_B = std_B > 0
+    noisy_B = noise_db_B.to(device) > -inf  # not by what the clips hold: silence must not shift its neighbours' noise
     order_B = (noisy_B * (T + 1) + length_B.to(device)).argsort()
     start_B, length_B, std_B = start_B.to(device)[order_B], length_B.to(device)[order_B], std_B[order_B]
     widths = length_B.tolist()

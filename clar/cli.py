@@ -1,6 +1,7 @@
 """What the commands share: options, how a trial's configuration comes together, and how mistakes are reported."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 import clar
+from clar import datasets
 from clar.config import RESULTS_VERSION, TrialConfig, parse_settings
 from clar.config import preset as preset_fields
 from clar.errors import UserError
@@ -33,19 +35,25 @@ TrackingURI = Annotated[
 ]  # fmt: skip
 
 
+_INTERRUPTED = 130
+
+
 def command(app: typer.Typer) -> int:
     """Run a command line; its exit code: 0 done, 1 trials failed, 2 the command was wrong, 130 interrupted."""
     try:
         outcome = app(standalone_mode=False)
+        if outcome == _INTERRUPTED:  # typer's own answer to Ctrl-C
+            raise KeyboardInterrupt
         return outcome if isinstance(outcome, int) else 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader, `head` for example, has what it wanted. Python would complain once more at exit.
+        return _INTERRUPTED
+    except SystemExit:
+        # typer's own answer to a closed pipe: the reader, `head` for example, has what it wanted. Python would complain
+        # once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -54,8 +62,6 @@ def command(app: typer.Typer) -> int:
 
 def _usage_error(error: Exception) -> int:
     """What typer finds wrong with a command line, in one line; anything else is a fault and keeps its traceback."""
-    if type(error).__name__ == "Abort":
-        return 130
     show = getattr(error, "format_message", None)
     if show is None:
         raise error
@@ -67,15 +73,15 @@ def configure(dataset: str, preset: str | None, settings: list[str], gpu: bool, 
     """The base of a run: the preset, then what the sweep sets, then what the user sets.
 
     Raises:
-        UserError: an unknown preset or field, or a value out of range.
+        UserError: an unknown preset, data set or field, or a value out of range.
     """
     chosen = parse_settings(settings)
-    dataset = chosen.pop("dataset", dataset)
+    dataset = datasets.canonical(chosen.pop("dataset", dataset))
     return TrialConfig(**{**preset_fields(preset or ("paper" if gpu else "demo"), dataset), **sweep, **chosen})
 
 
-def storage_path(storage: Path) -> Path:
-    """The storage's absolute folder, made where it is missing.
+def storage_path(storage: Path, make: bool = True) -> Path:
+    """The storage's absolute folder, made where it is missing unless `make` is off.
 
     Raises:
         UserError: it cannot be written.
@@ -83,6 +89,8 @@ def storage_path(storage: Path) -> Path:
     path = storage.expanduser().absolute()
     if "://" in str(storage) or str(storage).startswith(("s3:/", "gs:/")):
         raise UserError(f"--storage {storage}: only folders can be a storage; mount shared storage as a folder")
+    if not make:
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,8 +118,9 @@ def cpus_here() -> int:
 def code_version() -> str:
     """The package's version, the results version, and the commit of a checkout: `0.1.0+r1.g1a2b3c4`."""
     version = f"{clar.__version__}+r{RESULTS_VERSION}"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    ) if (Path(__file__).parent.parent / ".git").exists() else None  # fmt: skip
-    return f"{version}.g{git.stdout.strip()}" if git and git.returncode == 0 else version
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return version
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    git = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=False)
+    return f"{version}.g{git.stdout.strip()}" if git.returncode == 0 else version

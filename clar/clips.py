@@ -36,6 +36,10 @@ BAD_SHARE = 0.01
 """Share of the files that may be unreadable or silent before building stops, unless the caller names a number."""
 
 
+_MARK_FORMAT = 2
+"""Of the marks of finished shards. A mark of another format is not found, and its shard is decoded again."""
+
+
 class DamagedStore(UserError):
     """A store that is half there or of another format; `clar.datasets.load` builds it again."""
 
@@ -150,7 +154,7 @@ class Source:
     def shard_key(self, start: int, stop: int) -> str:
         """Hex digits that change with anything that rows `start` to `stop` of the decoded clips depend on."""
         lines = [line[:2] for line in self._lines(start, stop)]
-        return _digest(self.name, self.sample_rate, self.samples, start, lines)[:32]
+        return _digest(_MARK_FORMAT, self.name, self.sample_rate, self.samples, start, lines)[:32]
 
     def _lines(self, start: int, stop: int) -> list[tuple[str, str, int, int]]:
         columns = (self.files, self.stamps, self.labels.tolist(), self.splits.tolist())
@@ -169,12 +173,13 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
         allow_bad: files that may be bad; none: 1 % of them.
 
     Raises:
-        UserError: too many files are bad, a class has no training clip, or a split is empty.
+        UserError: too many files are bad, a class has no training clip, a split is empty, or the folder of `path`
+            cannot be written. All bad files are then listed in `<path>-bad-files.txt`.
     """
     with _locked(path):
         try:
             store = ClipStore.open(path)
-        except UserError:
+        except (UserError, OSError):
             pass
         else:
             if store.manifest == source.manifest and (allow_bad is None or len(store.left_out) <= allow_bad):
@@ -183,10 +188,12 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
         work = path.with_name(f".{path.name}.building")
         reasons = _decode_all(work, source)
         left_out = [(file, reason) for file, reason in zip(source.files, reasons, strict=True) if reason]
-        _check_bad(left_out, len(reasons), allow_bad, source.name)
-        _finish(path, work, source, np.array([reason is None for reason in reasons]), left_out)
-        shutil.rmtree(work, ignore_errors=True)
-        return ClipStore.open(path)
+        with cache_errors(path.parent):
+            listing = path.with_name(f"{path.name}-bad-files.txt")
+            _check_bad(left_out, len(reasons), allow_bad, source.name, listing)
+            _finish(path, work, source, np.array([reason is None for reason in reasons]), left_out)
+            shutil.rmtree(work, ignore_errors=True)
+            return ClipStore.open(path)
 
 
 def fit(clip_T: NDArray[Any], samples: int) -> NDArray[np.int16]:
@@ -204,6 +211,24 @@ def fit(clip_T: NDArray[Any], samples: int) -> NDArray[np.int16]:
     return fitted
 
 
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Say in one line what is wrong with the cache folder: no permission, read-only, full, no folder at all.
+
+    Raises:
+        UserError: instead of an OSError inside; with the folder and the way out.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # no file has that: whoever read the messages is gone, which the command line handles
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot keep decoded clips in {folder}: {error.strerror or error}; "
+            "make room or get permission there, or set CLAR_CACHE to another folder"
+        ) from error
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -214,18 +239,38 @@ def cores() -> int:
 
 def _decode_all(work: Path, source: Source) -> list[str | None]:
     """Decode every shard that `work` lacks into `work/decoded.int16`; for each row a reason, None where it is good."""
-    work.mkdir(parents=True, exist_ok=True)
     total = len(source.files)
-    with open(work / "decoded.int16", "ab") as file:
-        file.truncate(2 * total * source.samples)
     shards = [(start, min(start + source.shard, total)) for start in range(0, total, source.shard)]
     marks = [work / f"{source.shard_key(start, stop)}.json" for start, stop in shards]
-    todo = [(mark, *shard) for mark, shard in zip(marks, shards, strict=True) if not mark.exists()]
+    decoded = work / "decoded.int16"
+    with cache_errors(work.parent):
+        work.mkdir(parents=True, exist_ok=True)
+        # This build moves, overwrites or cuts off the rows that marks of any other source stand for.
+        for leftover in set(work.iterdir()) - {decoded, *marks}:
+            leftover.unlink()
+        with open(decoded, "ab") as file:
+            file.truncate(2 * total * source.samples)
+        todo = [
+            (mark, start, stop)
+            for mark, (start, stop) in zip(marks, shards, strict=True)
+            if not _is_finished(decoded, mark, 2 * start * source.samples, 2 * stop * source.samples)
+        ]
     with _progress(f"{source.name}: decoding", total) as advance:
         advance(total - sum(stop - start for _, start, stop in todo))
         if todo:
             _run_shards(work, source, todo, advance)
-    return [reason for mark in marks for reason in json.loads(mark.read_text())]
+    return [reason for mark in marks for reason in json.loads(mark.read_text())["reasons"]]
+
+
+def _is_finished(decoded: Path, mark: Path, start: int, stop: int) -> bool:
+    """Whether the bytes start to stop of `decoded` are those that `mark` was written for."""
+    try:
+        digest = json.loads(mark.read_text())["sha256"]
+    except (FileNotFoundError, ValueError):
+        return False
+    with open(decoded, "rb") as file:
+        file.seek(start)
+        return bool(hashlib.sha256(file.read(stop - start)).hexdigest() == digest)
 
 
 def _run_shards(work: Path, source: Source, todo: list[tuple[Path, int, int]], advance: Callable[[int], None]) -> None:
@@ -245,12 +290,14 @@ def _run_shards(work: Path, source: Source, todo: list[tuple[Path, int, int]], a
 
 def _decode_shard(work: Path, source: Source, mark: Path, start: int, stop: int) -> None:
     clips_NT, reasons = source.decode(start, stop)
-    with open(work / "decoded.int16", "r+b") as file:
-        file.seek(2 * start * source.samples)
-        file.write(clips_NT.astype("<i2", copy=False).tobytes())
-        file.flush()
-        os.fsync(file.fileno())  # the mark must never reach the disk before the clips
-    write_atomically(mark, json.dumps(reasons))
+    content = clips_NT.astype("<i2", copy=False).tobytes()
+    with cache_errors(work.parent):
+        with open(work / "decoded.int16", "r+b") as file:
+            file.seek(2 * start * source.samples)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        write_atomically(mark, json.dumps({"reasons": reasons, "sha256": hashlib.sha256(content).hexdigest()}))
 
 
 def _finish(path: Path, work: Path, source: Source, keep: NDArray[np.bool_], left_out: list[tuple[str, str]]) -> None:
@@ -263,9 +310,11 @@ def _finish(path: Path, work: Path, source: Source, keep: NDArray[np.bool_], lef
     decoded = np.memmap(work / "decoded.int16", np.dtype("<i2"), "r", shape=(len(keep), source.samples))
     content = hashlib.sha256()
     if keep.all():
-        _link(work / "decoded.int16", new / "clips.int16")
         for chunk in _chunks(decoded):
             content.update(chunk)
+        del decoded  # Windows moves no file that is mapped
+        # Moved and not linked: a later build writes into the working file, and must never write into a store.
+        (work / "decoded.int16").rename(new / "clips.int16")
     else:
         with open(new / "clips.int16", "wb") as file:
             for chunk in _chunks(decoded, keep):
@@ -306,33 +355,30 @@ def _finish(path: Path, work: Path, source: Source, keep: NDArray[np.bool_], lef
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _link(old: Path, new: Path) -> None:
-    try:
-        os.link(old, new)  # no copy; the working folder stays whole until the store is in place
-    except OSError:  # a file system without hard links
-        shutil.copyfile(old, new)
-
-
 def _chunks(decoded: NDArray[np.int16], keep: NDArray[np.bool_] | None = None, rows: int = 1024) -> Iterator[bytes]:
     for start in range(0, len(decoded), rows):
         chunk = decoded[start : start + rows]
         yield (chunk if keep is None else chunk[keep[start : start + rows]]).tobytes()
 
 
-def _check_bad(left_out: list[tuple[str, str]], total: int, allow_bad: int | None, name: str) -> None:
-    """Say which files are left out; stop where they are too many."""
+def _check_bad(left_out: list[tuple[str, str]], total: int, allow_bad: int | None, name: str, listing: Path) -> None:
+    """Say which files are left out, the first here and all in the file `listing`; stop where they are too many."""
     if not left_out:
+        listing.unlink(missing_ok=True)
         return
-    shown = "".join(f"\n  {file}: {reason}" for file, reason in left_out[:20])
+    lines = [f"{file}: {reason}\n" for file, reason in left_out]
+    write_atomically(listing, "".join(lines).encode(errors="surrogateescape"))
+    shown = "".join(f"\n  {line.rstrip()}" for line in lines[:20])
     more = f"\n  … and {len(left_out) - 20:,} more" if len(left_out) > 20 else ""
     summary = f"{len(left_out):,} of {total:,} files of {name} cannot be used"
     limit = int(BAD_SHARE * total) if allow_bad is None else allow_bad
     if len(left_out) > limit:
         raise UserError(
-            f"{summary}, above the limit of {limit:,}; repair or remove them, or leave them out with "
-            f"`python -m clar.datasets prepare {name} --allow-bad {len(left_out)}`:{shown}{more}"
+            f"{summary}, above the limit of {limit:,}; repair or remove them, or leave them out: add "
+            f"--allow-bad {len(left_out)} to the command `python -m clar.datasets prepare`. "
+            f"All of them stand in {listing}:{shown}{more}"
         )
-    print(f"{summary} and are left out:{shown}{more}", file=sys.stderr)
+    print(f"{summary} and are left out; all of them stand in {listing}:{shown}{more}", file=sys.stderr)
 
 
 def _check_complete(classes: Sequence[str], labels: NDArray[np.int64], splits: NDArray[np.uint8], usable: str) -> None:
@@ -370,13 +416,14 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of the store `path`; the system frees it when a process dies."""
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is building {path.name}; waiting for it", file=sys.stderr)
-        lock.acquire()
+    with cache_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"another process is building {path.name}; waiting for it", file=sys.stderr)
+            lock.acquire()
     try:
         yield
     finally:

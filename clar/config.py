@@ -39,6 +39,7 @@ class TrialConfig(BaseModel):
     loss: Loss = "clar"
     augmentations: tuple[str, ...] = Field(("fade", "time_mask"), description="short names, applied in this order")
     augmentation_probability: float = Field(0.5, ge=0, le=1, description="of each augmentation, for each clip and view")
+    fade_shapes: Variant = Field("paper", description="paper: three shapes of fade; released: five")
     label_fraction: float = Field(1.0, gt=0, le=1, description="share of the training labels that may be seen")
     seed: int = Field(0, ge=0, lt=2**63)
 
@@ -52,8 +53,10 @@ class TrialConfig(BaseModel):
     precision: Precision = "float32"
 
     front_end: Variant = "paper"
-    window_ms: float | None = Field(None, gt=0, description="STFT window; none: the front end's (16, released 128)")
-    hop_ms: float | None = Field(None, gt=0, description="STFT stride; none: the front end's (8)")
+    window_ms: float | None = Field(
+        None, gt=0, le=1000, description="STFT window; none: the front end's (16, released 128)"
+    )
+    hop_ms: float | None = Field(None, gt=0, le=1000, description="STFT stride; none: the front end's (8)")
     bins: int = Field(128, ge=8, le=1024, description="height F of the 3 x F x T input")
     encoder_width: int = Field(64, ge=1, description="channels of the first stage; the representation has 8 x as many")
     encoder_blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -112,9 +115,25 @@ class TrialConfig(BaseModel):
         content = {"version": RESULTS_VERSION, "data": data_fingerprint, "trial": self.differences()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def title(self) -> str:
-        """The trial in a few words: `fade > time_mask, seed 0`."""
-        return f"{' > '.join(self.augmentations) or 'no augmentation'}, seed {self.seed}"
+    def title(self, base: "TrialConfig | None" = None) -> str:
+        """The trial in a few words: `fade > time_mask, seed 0`; with a base, also what else differs from it."""
+        shown = [" > ".join(self.augmentations) or "no augmentation"]
+        for name, value in self.model_dump().items() if base else ():
+            if name not in ("augmentations", "seed") and value != getattr(base, name):
+                shown.append(f"{name} {value}")
+        return ", ".join([*shown, f"seed {self.seed}"])
+
+    def check_batch(self, training_clips: int) -> None:
+        """See to it that an epoch has a batch.
+
+        Raises:
+            UserError: the batch is larger than the training set.
+        """
+        if self.epochs and self.batch_size > training_clips:
+            raise UserError(
+                f"batch_size = {self.batch_size} is more than the {training_clips} training clips of {self.dataset}; "
+                f"lower it"
+            )
 
 
 # Released code, epochs over its four GPUs together: a step here sees as many clips as a step there.

@@ -100,7 +100,9 @@ class Spectrogram(nn.Module):
             # The released code's FFT has 2048 points and so its lowest centres share bins: kept as they are.
             self.fft_length = max(2048, self.window_length)
         if self.fft_length > 2**16:
-            raise UserError(f"bins = {bins} at window_ms = {window_ms:g} needs an FFT of {self.fft_length}; use fewer")
+            raise UserError(
+                f"bins = {bins} at window_ms = {window_ms:g} need an FFT of {self.fft_length}; lower one of them"
+            )
         self.front_end, self.bins = front_end, bins
         centre_bins = (centres * self.fft_length / sample_rate).round().long().clamp(max=self.fft_length // 2)
         self.register_buffer("window", torch.hann_window(self.window_length), persistent=False)

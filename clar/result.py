@@ -13,6 +13,7 @@ These files are the truth. Tables and MLflow are written from them.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class TrialFolder:
         path = self.path / "config.json"
         return json.loads(path.read_text())["code_version"] if path.exists() else ""
 
-    def write_epochs(self, epochs: list[EpochRecord]) -> None:
+    def write_epochs(self, epochs: Sequence[EpochRecord]) -> None:
         """Keep the records of all finished epochs."""
         write_json(self.path / "epochs.json", [asdict(record) for record in epochs])
 

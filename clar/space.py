@@ -36,7 +36,8 @@ class Space:
             chosen: fields that the user set, which the sweep must not silently set otherwise.
 
         Raises:
-            UserError: the sweep varies a field that the user set.
+            UserError: the sweep varies a field that the user set, or one that a sweep cannot vary, or has a trial that
+                its table has no cell for.
         """
         configs = list(self.trials(base))
         for field in chosen:
@@ -44,6 +45,16 @@ class Space:
                 raise UserError(
                     f"--set {field}={getattr(base, field)}: the sweep {self.name} varies {field} itself; "
                     f"leave it out, or copy the sweep's file and change it"
+                )
+        for config in configs:
+            for field, way in (("seed", "use --seeds"), ("dataset", "sweep over one data set at a time")):
+                if getattr(config, field) != getattr(base, field):
+                    raise UserError(f"sweep {self.name}: its trials must not set {field} themselves; {way}")
+            row, column = self.cell(config)
+            if row not in self.rows[1] or column not in self.columns[1]:
+                raise UserError(
+                    f"sweep {self.name}: {config.title(base)} has the cell ({row}, {column}), "
+                    f"which is not in ROWS x COLUMNS"
                 )
         planned = [config.but(seed=base.seed + repeat) for config in configs for repeat in range(seeds)]
         return list(dict.fromkeys(planned))

@@ -4,6 +4,7 @@ The driver knows no tensor: workers train, the storage holds what they found, an
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -89,10 +90,15 @@ def main(
         base = configure(dataset, preset, setting or [], slots.gpus > 0, **chosen.settings)
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
         configs = chosen.plan(base, seeds, parse_settings(setting or []))
-        place = storage_path(storage)
+        if dry_run and data_root is None and not datasets.built(base.dataset):
+            _show_unprepared(chosen, configs, slots, console)
+            return 0
+        place = storage_path(storage, make=not dry_run)
         before_data = time.time()
         store = datasets.load(base.dataset, data_root)
         data_seconds = time.time() - before_data
+        for config in configs:
+            config.check_batch(len(store.split("train")))
         plan = Plan(chosen, base, place, store, [TrialFolder(place, config, store.fingerprint) for config in configs])
         console.print(f"{chosen.name}: {plan.summary()}; {slots}", markup=False)
         if dry_run:
@@ -103,22 +109,21 @@ def main(
         if not plan.open() and plan.tracked(uri):
             _closing_lines(plan, _report(plan, console), uri, {}, {}, console)
             return 0
-        failures: dict[str, str] = {}
-        clock: dict[str, float] = {}
+        watch: _Watch | None = None
         with tracker:
             if plan.open():
+                watch = _Watch(plan, slots, tracker, console, data_seconds)
                 with nullcontext() if address else _cluster(None, slots.total_cpus, slots.total_gpus):
-                    clock, failures = _run(plan, slots, tracker, console, data_seconds)
+                    _run(plan, slots, watch)
             files = _report(plan, console)
-            finished = plan.finished()
-            for folder, _ in finished:
-                tracker.trial(folder)
-            complete = len(finished) == len(plan.folders)
-            tracker.finish(files, files[0].read_text(), {**clock, "finished_trials": len(finished)}, complete)
-        if complete and not tracker.failures:
+            done = [folder for folder, _ in plan.finished()]
+            whole = len(done) == len(plan.folders)
+            tracker.finish(done, files, files[0].read_text(), watch.clock if watch else dict, whole)
+        if whole and tracker.complete:
             plan.set_tracked(uri)
-    _closing_lines(plan, files, uri, clock, failures, console)
-    return 1 if failures else 0
+    failures = watch.failures if watch else {}
+    _closing_lines(plan, files, uri, watch.clock() if watch else {}, failures, console)
+    return 0 if whole else 1
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Slots:
         total_cpus, total_gpus = int(resources["CPU"]), int(resources.get("GPU", 0))
         if gpus is None:
             gpus = 1.0 if total_gpus else 0.0
-        if gpus > 1 and gpus != int(gpus):
+        if not math.isfinite(gpus) or (gpus > 1 and gpus != int(gpus)):
             raise UserError(f"--gpus-per-trial {gpus:g}: a share of one GPU, or whole GPUs")
         if gpus > total_gpus:
             raise UserError(f"--gpus-per-trial {gpus:g}: there are {total_gpus} GPUs here; ask for fewer")
@@ -185,6 +190,10 @@ class Plan:
         """The trials that are not done."""
         return [folder for folder in self.folders if folder.result() is None]
 
+    def title(self, folder: TrialFolder) -> str:
+        """A trial in a few words, with all that it does not share with the others."""
+        return folder.config.title(self.base)
+
     def tracked(self, uri: str) -> bool:
         """Whether all of this sweep has been written to the tracking store at `uri`, and it is still there."""
         path = self.output / _TRACKED
@@ -206,12 +215,21 @@ class Plan:
         return f"{len(self.folders)} trials on {self.base.dataset}, {done} of them done"
 
 
+def _show_unprepared(chosen: Space, configs: list[TrialConfig], slots: Slots, console: Console) -> None:
+    """The trials of a sweep whose data are not there yet, so that none can be done."""
+    dataset = configs[0].dataset if configs else "nothing"
+    console.print(f"{chosen.name}: {len(configs)} trials on {dataset}; {slots}", markup=False)
+    for config in configs:
+        console.print(f"  to do  {config.title()}", markup=False)
+    console.print(f"{dataset} is not prepared on this machine: the first run does that, and nothing is done yet")
+
+
 def _show(plan: Plan, slots: Slots, console: Console) -> None:
     """The trials, where each stands, and how long the rest would take."""
     for folder in plan.folders:
         epochs = len(folder.epochs())
         state = "done" if folder.result() else f"after epoch {epochs}" if epochs else "to do"
-        console.print(f"  {folder.identity}  {state:14} {folder.config.title()}", markup=False)
+        console.print(f"  {folder.identity}  {state:14} {plan.title(folder)}", markup=False)
     seconds = [result.train_seconds for _, result in plan.finished()]
     waiting = len(plan.open())
     if not waiting:
@@ -232,16 +250,15 @@ def _cluster(address: str | None, cpus: int = 0, gpus: int = 0) -> Iterator[dict
         yield resources
 
 
-def _run(
-    plan: Plan, slots: Slots, tracker: Tracker, console: Console, data_seconds: float
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Train what is open. Gives the sweep's clock as metrics, and the reason of each failure by identity."""
+def _run(plan: Plan, slots: Slots, watch: "_Watch") -> None:
+    """Train what is open."""
     from clar import trial
 
     folders = plan.open()
     version = code_version()
     jobs = [
         {
+            "identity": folder.identity,
             "config": folder.config.model_dump(mode="json"),
             "storage": str(plan.storage),
             "store": str(plan.store.path),
@@ -251,15 +268,8 @@ def _run(
         }
         for folder in folders
     ]
-    with _Watch(plan, slots, tracker, console) as watch:
+    with watch:
         trial.run_all(jobs, slots.cpus, slots.gpus, watch.report, watch.lost)
-    wall = time.time() - _STARTED - data_seconds
-    clock = {
-        "sweep_seconds": wall,
-        "first_trial_after_seconds": watch.first_start - _STARTED - data_seconds,
-        "overhead_share": 1 - sum(watch.busy.values()) / (min(slots.count, len(jobs)) * wall),
-    }
-    return clock, watch.failures
 
 
 @dataclass
@@ -270,18 +280,21 @@ class _Watch:
     slots: Slots
     tracker: Tracker
     console: Console
+    data_seconds: float
     failures: dict[str, str] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
     told: dict[str, float] = field(default_factory=dict)
-    first_start: float = float("inf")
+    first_start: float | None = None
+    ended: int = 0
+    open: int = 0
     best: tuple[float, str] = (0.0, "")
 
     def __enter__(self) -> "_Watch":
         self.folders = {folder.identity: folder for folder in self.plan.folders}
-        self.total, self.open = len(self.folders), len(self.plan.open())
-        self.ended = 0
+        self.total = len(self.folders)
+        self.open = self.total - len(self.plan.finished())
         for folder, result in self.plan.finished():
-            self.best = max(self.best, (result.valid_top1, folder.config.title()))
+            self.best = max(self.best, (result.valid_top1, self.plan.title(folder)))
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
             console=self.console, disable=not self.console.is_terminal,
@@ -298,15 +311,15 @@ class _Watch:
     def report(self, report: dict[str, Any]) -> None:
         """One report of one trial, see `clar.trial.Report`."""
         folder = self.folders[report["identity"]]
-        self.first_start = min(self.first_start, report["started"])
+        self.first_start = min(self.first_start or report["started"], report["started"])
         self.busy[folder.identity] = report["busy_seconds"]
         if "failure" in report:
             self.fail(folder, report["failure"])
         elif "final" in report:
             final = report["final"]
-            self.best = max(self.best, (final["valid_top1"], folder.config.title()))
+            self.best = max(self.best, (final["valid_top1"], self.plan.title(folder)))
             self.tracker.trial(folder)
-            self.end(f"{folder.config.title()}: test top-1 {final['test_top1']:.3f}, {final['train_seconds']:.1f} s")
+            self.end(f"{self.plan.title(folder)}: test top-1 {final['test_top1']:.3f}, {final['train_seconds']:.1f} s")
         else:
             # MLflow shows a running trial's epochs too, but a thousand short ones are not worth a write each.
             if time.time() - self.told.get(folder.identity, report["started"]) > _TELL_SECONDS:
@@ -316,13 +329,12 @@ class _Watch:
 
     def lost(self, job: dict[str, Any], reason: str) -> None:
         """A worker that died without a word."""
-        config = TrialConfig(**job["config"])
-        self.fail(self.folders[config.identity(self.plan.store.fingerprint)], reason)
+        self.fail(self.folders[job["identity"]], reason)
 
     def fail(self, folder: TrialFolder, reason: str) -> None:
         self.failures[folder.identity] = reason
         self.tracker.failed(folder, reason)
-        self.end(f"{folder.config.title()} failed: {reason}")
+        self.end(f"{self.plan.title(folder)} failed: {reason}")
 
     def end(self, line: str) -> None:
         self.ended += 1
@@ -334,13 +346,25 @@ class _Watch:
         if not self.console.is_terminal and self.ended % 10 == 0 and self.ended < self.open:
             self.console.print(f"  {self.news()}", markup=False)
 
+    def clock(self) -> dict[str, float]:
+        """What the sweep has cost up to now, seconds; preparing the data set apart.
+
+        The share is slot-time: of the time that the slots were there, how much went into anything but trials.
+        """
+        wall = time.time() - _STARTED - self.data_seconds
+        slot_seconds = min(self.slots.count, self.open) * wall
+        clock = {"sweep_seconds": wall, "overhead_share": 1 - sum(self.busy.values()) / slot_seconds}
+        if self.first_start:
+            clock["first_trial_after_seconds"] = self.first_start - _STARTED - self.data_seconds
+        return clock
+
     def note(self) -> None:
         self.progress.update(self.task, note=self.news())
 
     def news(self) -> str:
         """Time left and the best so far, by valid: test is not to be chosen by."""
         parts = []
-        if self.ended:
+        if self.ended and self.first_start:
             each = (time.time() - self.first_start) / self.ended
             parts.append(f"about {_duration(each * (self.open - self.ended))} left")
         if self.best[1]:
@@ -379,21 +403,28 @@ def _closing_lines(
     picture = next(file for file in files if file.suffix == ".png")
     lines = [f"table    {files[0]}", f"picture  {picture}", f"MLflow   {uri}"]
     if clock:
+        first = clock.get("first_trial_after_seconds")
         lines.append(
-            f"clock    {_duration(clock['sweep_seconds'])}, first trial after "
-            f"{clock['first_trial_after_seconds']:.0f} s; Ray, MLflow and driver took "
+            f"clock    {_duration(clock['sweep_seconds'])}, first trial "
+            f"{'never' if first is None else f'after {first:.0f} s'}; Ray, MLflow and driver took "
             f"{100 * clock['overhead_share']:.1f} % of it"
         )
-    for identity, reason in failures.items():
-        folder = next(folder for folder in plan.folders if folder.identity == identity)
-        lines.append(f"failed   {folder.config.title()}: {reason}\n         log: {folder.log}")
+    missing = 0
+    for folder in plan.open():
+        if folder.identity in failures:
+            lines.append(f"failed   {plan.title(folder)}: {failures[folder.identity]}\n         log: {folder.log}")
+        else:
+            missing += 1
+    if missing:
+        lines.append(f"missing  {missing} trials left no result in {plan.storage}; workers must see the same folder")
     console.print("\n".join(lines), markup=False)
 
 
 def _duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
+    """`45 s`, `4 min 20 s`, `43 min`, `3.4 h`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

@@ -10,7 +10,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 DATABASE = "mlflow.db"
 
 # A tracking server may be away for a moment; SQLite may be locked by the MLflow UI.
-_patiently = retry(stop=stop_after_attempt(4), wait=wait_exponential(0.2, max=5), reraise=True)
+_patiently = retry(stop=stop_after_attempt(3), wait=wait_exponential(0.2, max=2), reraise=True)
+_AWAY_SECONDS = 60.0
 
 
 def default_uri(storage: Path) -> str:
@@ -59,29 +61,38 @@ class Tracker:
     ) -> None:
         self.uri, self.sweep, self.storage, self.say = uri, sweep, storage, say
         self.base, self.key, self.code_version = base, key, code_version
-        self.failures: list[str] = []
-        self.work_seconds = 0.0
-        self._queue: queue.SimpleQueue[Callable[[_Writer], None] | None] = queue.SimpleQueue()
+        self.complete = False
+        """Whether `finish` has written everything."""
+        self._last_failure = ""
+        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
     def trial(self, folder: TrialFolder) -> None:
         """Write what the trial's folder holds and MLflow does not yet: parameters, epochs, result, artifacts."""
-        self._queue.put(lambda writer: writer.trial(folder))
+        self._queue.put(_Task(lambda writer: writer.trial(folder)))
 
     def failed(self, folder: TrialFolder, reason: str) -> None:
         """Mark a trial's run as failed, with the reason and the log."""
-        self._queue.put(lambda writer: writer.trial(folder, reason))
+        self._queue.put(_Task(lambda writer: writer.trial(folder, reason)))
 
-    def finish(self, files: Iterable[Path], note: str, metrics: dict[str, float], complete: bool) -> None:
-        """Write tables and figures to the parent run, and end it.
+    def finish(
+        self,
+        done: list[TrialFolder],
+        files: list[Path],
+        note: str,
+        metrics: Callable[[], dict[str, float]],
+        whole: bool,
+    ) -> None:
+        """Write what is still missing, then tables and figures to the parent run, and end it.
 
         Args:
+            done: the sweep's finished trials.
             files: artifacts of the parent run.
             note: Markdown that the MLflow UI shows as the run's description.
-            metrics: numbers of the sweep as a whole.
-            complete: whether all trials are done; else the run ends as failed.
+            metrics: gives numbers of the sweep as a whole, asked for when all else is written.
+            whole: whether all trials are done; else the run ends as failed.
         """
-        self._queue.put(lambda writer: writer.finish(list(files), note, metrics, complete))
+        self._queue.put(_Task(lambda writer: writer.finish(done, files, note, metrics, whole), last=True))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -91,25 +102,39 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._queue.put(lambda writer: writer.interrupted())
+            self._queue.put(_Task(lambda writer: writer.interrupted()))
         self._queue.put(None)
         self._thread.join()
-        if self.failures:
+        if kind is None and not self.complete:
             self.say(
-                f"MLflow at {self.uri}: {len(self.failures)} writes failed, the last with: {self.failures[-1]}. "
-                f"All results are in {self.storage}; the same command writes what is missing."
+                f"MLflow at {self.uri} lacks some of this sweep ({self._last_failure}). All results are in "
+                f"{self.storage}; the same command writes what is missing."
             )
 
     def _work(self) -> None:
         writer: _Writer | None = None
+        away_until = 0.0
         while (task := self._queue.get()) is not None:
+            # A server that is away costs a wait each time it is asked, and `finish` writes all that was missed.
+            if time.monotonic() < away_until and not task.last:
+                continue
             try:
                 writer = writer or _Writer(self)
-                task(writer)
+                task.write(writer)
+                self.complete = task.last
             except Exception as error:
-                self.failures.append(" ".join(f"{type(error).__name__}: {error}".split())[:300])
-                if len(self.failures) == 1:
-                    self.say(f"MLflow at {self.uri} cannot be written ({self.failures[0]}); the trials go on")
+                if not self._last_failure:
+                    self.say(f"MLflow at {self.uri} cannot be written; the trials go on")
+                self._last_failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                away_until = time.monotonic() + _AWAY_SECONDS
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Something to write; the last one is tried even where the store was away a moment ago."""
+
+    write: "Callable[[_Writer], None]"
+    last: bool = False
 
 
 class _Writer:
@@ -117,8 +142,8 @@ class _Writer:
 
     def __init__(self, tracker: Tracker) -> None:
         # MLflow's retries (7, up to 2 minutes each) are meant for jobs that have nothing else to do.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         import logging
 
         from mlflow.tracking import MlflowClient
@@ -126,7 +151,7 @@ class _Writer:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.client: MlflowClient = MlflowClient(tracker.uri)
-        self.sweep, self.code_version = tracker.sweep, tracker.code_version
+        self.sweep, self.base, self.code_version = tracker.sweep, tracker.base, tracker.code_version
         self.experiment = self._experiment(tracker.uri, tracker.storage)
         self.parent = self._parent(tracker.base, tracker.key)
         self.written: dict[str, int] = {}
@@ -146,12 +171,19 @@ class _Writer:
     def _parent(self, base: TrialConfig, key: str) -> str:
         found = self._search(f"tags.`clar.parent` = '{key}'")
         if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
+            self._go_on(found[0], base)
             return found[0].info.run_id
         tags = {"clar.parent": key, "clar.sweep": self.sweep, "clar.code_version": self.code_version}
         run = self.client.create_run(self.experiment, tags=tags, run_name=f"{self.sweep} on {base.dataset}")
-        self._log(run.info.run_id, params=_params(base))
+        self._go_on(run, base)
         return run.info.run_id
+
+    def _go_on(self, run: "Run", config: TrialConfig) -> None:
+        """Whatever became of the command that made this run: it has its parameters, and it is running."""
+        if not run.data.params:
+            self._log(run.info.run_id, params=_params(config))
+        if run.info.status != "RUNNING":
+            self.client.update_run(run.info.run_id, status="RUNNING")
 
     def _search(self, query: str) -> list["Run"]:
         runs: list[Run] = []
@@ -171,6 +203,7 @@ class _Writer:
         if run is None:
             run = self._child(folder)
         run_id = run.info.run_id
+        self._go_on(run, folder.config)
         known = self._epochs_written(run_id)
         epochs = folder.epochs()
         self._log(
@@ -199,6 +232,8 @@ class _Writer:
             for name in ("config.json", "encoder.safetensors", "log.txt"):
                 if (folder.path / name).exists():
                     self.client.log_artifact(run_id, str(folder.path / name))
+            if "clar.failure" in run.data.tags:
+                self.client.delete_tag(run_id, "clar.failure")
             self.client.set_terminated(run_id, "FINISHED")
             self.children[folder.identity] = self.client.get_run(run_id)
         elif failure:
@@ -206,6 +241,7 @@ class _Writer:
             if folder.log.exists():
                 self.client.log_artifact(run_id, str(folder.log))
             self.client.set_terminated(run_id, "FAILED")
+            self.children[folder.identity] = self.client.get_run(run_id)
 
     def _epochs_written(self, run_id: str) -> int:
         """How many epochs the run holds: asked once, for a run that an earlier command began."""
@@ -222,19 +258,34 @@ class _Writer:
             "clar.dataset_fingerprint": folder.data_fingerprint,
             "clar.code_version": folder.code_version() or self.code_version,
         }
-        run = self.client.create_run(self.experiment, tags=tags, run_name=folder.config.title())
-        self.children[folder.identity] = run
+        began = int((folder.path / "config.json").stat().st_mtime * 1000) if folder.code_version() else None
+        name = folder.config.title(self.base)
+        run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name)
+        self._go_on(run, folder.config)
+        # As it is now, parameters and all: the next visit finds nothing to add.
+        self.children[folder.identity] = run = self.client.get_run(run.info.run_id)
         self.written[run.info.run_id] = 0
-        self._log(run.info.run_id, params=_params(folder.config))
         return run
 
+    def finish(
+        self,
+        done: list[TrialFolder],
+        files: list[Path],
+        note: str,
+        metrics: Callable[[], dict[str, float]],
+        whole: bool,
+    ) -> None:
+        for folder in done:
+            self.trial(folder)
+        self._end_parent(files, note, metrics, whole)
+
     @_patiently
-    def finish(self, files: list[Path], note: str, metrics: dict[str, float], complete: bool) -> None:
-        self._log(self.parent, metrics=[(name, value, 0) for name, value in metrics.items()])
+    def _end_parent(self, files: list[Path], note: str, metrics: Callable[[], dict[str, float]], whole: bool) -> None:
         self.client.set_tag(self.parent, "mlflow.note.content", note)
         for file in files:
             self.client.log_artifact(self.parent, str(file))
-        self.client.set_terminated(self.parent, "FINISHED" if complete else "FAILED")
+        self._log(self.parent, metrics=[(name, value, 0) for name, value in metrics().items()])
+        self.client.set_terminated(self.parent, "FINISHED" if whole else "FAILED")
 
     @_patiently
     def interrupted(self) -> None:

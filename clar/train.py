@@ -6,7 +6,7 @@ The folder is the same one that a sweep would use, so what this command has trai
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +41,7 @@ def run(
     device: str = "cpu",
     version: str = "",
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> TrialResult:
     """Train the trial of a folder, or go on with it, or read its result where it is done.
 
@@ -51,7 +52,8 @@ def run(
         store: the data set.
         device: `cpu` or `cuda`.
         version: of the code, for the record.
-        on_epoch: called with each finished epoch, those before a resume included.
+        on_epoch: called with each epoch as it ends.
+        on_start: called when the trial is this process's to run, after any wait for another.
 
     Raises:
         Whatever `clar.trainer.train` raises; the traceback is then in the folder's log.
@@ -60,15 +62,19 @@ def run(
     with FileLock(folder.lock):
         if (result := folder.result()) is not None:
             return result
+        if on_start:
+            on_start()
         folder.begin(version)
-        epochs: list[EpochRecord] = []
+        known = len(folder.epochs())
 
-        def keep(record: EpochRecord) -> None:
-            epochs.append(record)
+        def keep(epochs: Sequence[EpochRecord]) -> None:
+            nonlocal known
             folder.write_epochs(epochs)
-            log(epoch_line(folder.config, record))
-            if on_epoch:
-                on_epoch(record)
+            for record in epochs[known:]:
+                log(epoch_line(folder.config, record))
+                if on_epoch:
+                    on_epoch(record)
+            known = len(epochs)
 
         with open(folder.log, "a", buffering=1) as log_file:
 
@@ -141,8 +147,7 @@ def main(
 
         key = base.identity(store.fingerprint)
         with Tracker(tracking_uri, "train", place, base, key, code_version(), console.print) as tracker:
-            for folder in folders:
-                tracker.trial(folder)
+            tracker.finish(folders, [], "One trial at a time, by hand.", dict, True)
 
 
 if __name__ == "__main__":

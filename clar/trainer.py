@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,7 +111,7 @@ def train(
     store: ClipStore,
     device: torch.device | str = "cpu",
     checkpoint_dir: Path | str | None = None,
-    on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
     checkpoint_seconds: float = 300.0,
 ) -> TrialResult:
     """Run one trial, or go on with it from its checkpoint.
@@ -121,7 +121,8 @@ def train(
         store: the decoded data set that `config.dataset` names.
         device: where to compute.
         checkpoint_dir: keeps `checkpoint.pt` after every epoch, and `encoder.safetensors` at the end; None: neither.
-        on_epoch: called with each finished epoch, in order; after a resume first with those finished before.
+        on_epoch: called after each epoch with the records of all finished ones, and once first where a resume finds
+            some finished.
         checkpoint_seconds: an epoch that takes longer is checkpointed inside, this often.
 
     Raises:
@@ -130,9 +131,8 @@ def train(
     """
     run = _Run(config, store, torch.device(device), Path(checkpoint_dir) if checkpoint_dir else None)
     run.restore()
-    for record in run.records:
-        if on_epoch:
-            on_epoch(record)
+    if on_epoch and run.records:
+        on_epoch(tuple(run.records))
     probed: Probed | None = None
     saved = time.monotonic()
     while run.step < run.total_steps:
@@ -142,7 +142,7 @@ def train(
             run.save()
             saved = time.monotonic()
             if on_epoch:
-                on_epoch(run.records[-1])
+                on_epoch(tuple(run.records))
         elif time.monotonic() - saved > checkpoint_seconds:
             run.save()
             saved = time.monotonic()
@@ -169,11 +169,7 @@ class _Run:
         self.clock = time.monotonic()
         self.train_indices = store.split("train")
         self.steps_per_epoch = len(self.train_indices) // config.batch_size
-        if config.epochs and not self.steps_per_epoch:
-            raise UserError(
-                f"batch_size = {config.batch_size} is more than the {len(self.train_indices)} training clips of "
-                f"{config.dataset}; lower it"
-            )
+        config.check_batch(len(self.train_indices))
         self.total_steps = config.epochs * self.steps_per_epoch
         labels_N = np.where(
             labelled_subset(store.labels[self.train_indices], config.label_fraction, config.seed),
@@ -189,7 +185,9 @@ class _Run:
         if config.input == "spectrogram":
             self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optim.make(config.optimizer, self.model, config.learning_rate, config.weight_decay)
-        self.augment = augment.compose(config.augmentations, store.sample_rate, config.augmentation_probability)
+        self.augment = augment.compose(
+            config.augmentations, store.sample_rate, config.augmentation_probability, config.fade_shapes
+        )
         self.clips = Clips(store, self.device)
 
     def mixed_precision(self) -> AbstractContextManager[Any]:
@@ -197,7 +195,7 @@ class _Run:
 
     def train_step(self) -> None:
         """One batch: two views of each clip, one step of the optimizer."""
-        config = self.config
+        config, began = self.config, time.monotonic()
         epoch, position = divmod(self.step, self.steps_per_epoch)
         order = torch.randperm(len(self.train_indices), generator=generator(config.seed, "order", epoch))
         batch = order[position * config.batch_size : (position + 1) * config.batch_size]
@@ -225,12 +223,11 @@ class _Run:
         self.step += 1
         self.epoch_loss += value
         self.recent.append(value)
-        self.tick()
+        self.epoch_seconds += time.monotonic() - began
 
     def tick(self) -> None:
-        """Add the time since the last call to the clocks, which run on across restarts."""
+        """Add the time since the last call to the trial's clock, which runs on across restarts."""
         now = time.monotonic()
-        self.epoch_seconds += now - self.clock
         self.seconds += now - self.clock
         self.clock = now
 
@@ -250,20 +247,15 @@ class _Run:
                 clips_per_second=speed,
             )
         )
-        self.tick()
         self.epoch_loss = self.epoch_seconds = 0.0
         return probed
 
     def represent(self, indices: np.ndarray) -> Tensor:
         """Representations (N, H) of clips as they are, without augmentation, by the frozen encoder."""
         self.model.eval()
-        with torch.inference_mode(), self.mixed_precision():
-            return torch.cat(
-                [
-                    self.model.encoder(self.model.features(self.clips(indices[start : start + _EVALUATION_BATCH])))
-                    for start in range(0, len(indices), _EVALUATION_BATCH)
-                ]
-            ).clone()
+        batches = (indices[start : start + _EVALUATION_BATCH] for start in range(0, len(indices), _EVALUATION_BATCH))
+        with torch.no_grad(), self.mixed_precision():
+            return torch.cat([self.model.encoder(self.model.features(self.clips(batch))) for batch in batches])
 
     def split(self, name: str) -> probe.Split:
         """Representations and labels of valid or test, or of the clips of train whose labels may be seen."""
@@ -309,6 +301,7 @@ class _Run:
         """Write the checkpoint, whole or not at all."""
         if self.folder is None:
             return
+        self.tick()
         content = {
             "identity": self.config.identity(self.store.fingerprint),
             "step": self.step,

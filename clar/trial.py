@@ -33,20 +33,22 @@ from ray import tune
 
 from clar.clips import ClipStore
 from clar.config import TrialConfig
+from clar.errors import UserError
 from clar.result import EpochRecord, TrialFolder
 
 Report = dict[str, Any]
 """What a trial tells the driver: `identity`, `started` (seconds since 1970), `busy_seconds` (spent on the trial
-itself), after an epoch `epoch` and `valid_top1`, at the end `final` (its metrics) or `failure` (one line)."""
+itself, not on start-up, waiting or reporting), after an epoch `epoch` and `valid_top1`, at the end `final` (its
+metrics) or `failure` (one line)."""
 
 
 def trainable(job: dict[str, Any]) -> None:
     """One trial in a worker process.
 
     Args:
-        job: `config` (fields of TrialConfig), `storage` and `store` (folders), `device`, `threads`, `code_version`.
+        job: `identity` and `config` (fields) of the trial, `storage` and `store` (folders), `device`, `threads`,
+            `code_version`.
     """
-    started = time.time()
     # Imported in the worker and never in the driver, which knows no tensor.
     import torch
 
@@ -54,18 +56,29 @@ def trainable(job: dict[str, Any]) -> None:
 
     torch.set_num_threads(job["threads"])
     config = TrialConfig(**job["config"])
-    store = ClipStore.open(Path(job["store"]))
-    folder = TrialFolder(Path(job["storage"]), config, store.fingerprint)
+    started = time.time()
+    reporting = 0.0
+
+    def start() -> None:
+        nonlocal started
+        started = time.time()
 
     def report(**what: Any) -> None:
-        busy = time.time() - started
-        tune.report({"identity": folder.identity, "started": started, "busy_seconds": busy, **what})
+        nonlocal reporting
+        now = time.time()
+        busy = now - started - reporting
+        tune.report({"identity": job["identity"], "started": started, "busy_seconds": busy, **what})
+        reporting += time.time() - now
 
     def after_epoch(record: EpochRecord) -> None:
         report(epoch=record.epoch, valid_top1=record.valid_top1)
 
     try:
-        result = run(folder, store, job["device"], job["code_version"], after_epoch)
+        store = ClipStore.open(Path(job["store"]))
+        folder = TrialFolder(Path(job["storage"]), config, store.fingerprint)
+        if folder.identity != job["identity"]:
+            raise UserError(f"{store.path} has changed since the sweep was planned; run the command again")
+        result = run(folder, store, job["device"], job["code_version"], after_epoch, start)
     except Exception as error:
         report(failure=" ".join(f"{type(error).__name__}: {error}".split()))
     else:
@@ -78,7 +91,11 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, flo
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
     else:
         ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **quiet)
     try:

@@ -135,11 +135,13 @@ def test_each_clip_has_its_own_parameters(name: str, device: torch.device) -> No
 
 def test_row_does_not_depend_on_the_rest_of_the_batch(name: str, device: torch.device) -> None:
     augment = compose([name], RATE, probability=0.7)
-    clips = noise(20, RATE, device)
-    other = noise(20, RATE, device, seed=9) * 3
-    other[4], other[11] = clips[4], 0
-    expected, out = (augment(batch, seeded(5, device)) for batch in (clips, other))
-    torch.testing.assert_close(out[4], expected[4], rtol=1e-5, atol=1e-6)
+    clips = noise(20, 4000, device)
+    other = noise(20, 4000, device, seed=9) * 3
+    same = [4, 7, 12, 19]
+    other[same], other[11], other[2] = clips[same], 0, 0
+    for seed in range(8):
+        expected, out = (augment(batch, seeded(seed, device)) for batch in (clips, other))
+        torch.testing.assert_close(out[same], expected[same], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("function", [pitch_shift, time_stretch])

@@ -1,8 +1,11 @@
 """ClipStore and its building: what comes out, what is left out, and what survives interruption."""
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -200,6 +203,123 @@ def test_failing_build_leaves_finished_shards(tmp_path):
     store = build(tmp_path / "toy", replace(source, decode=counted))
     assert not first & set(seen)
     assert np.array_equal(store.clips, source.decode(0, 40)[0])
+
+
+def counting(source: Source) -> tuple[Source, list[int]]:
+    """The source, and the first rows of the shards that are decoded of it."""
+    seen: list[int] = []
+    return replace(source, decode=lambda start, stop: (seen.append(start), source.decode(start, stop))[1]), seen
+
+
+def without(source: Source, row: int) -> Source:
+    """The source after file `row` was removed: the rows behind it shift."""
+    keep = np.delete(np.arange(len(source.files)), row)
+
+    def decode(start, stop):
+        clips_NT, reasons = source.decode(0, len(source.files))
+        return clips_NT[keep[start:stop]], [reasons[i] for i in keep[start:stop]]
+
+    files, stamps = [source.files[i] for i in keep], [source.stamps[i] for i in keep]
+    return replace(
+        source, files=files, stamps=stamps, labels=source.labels[keep], splits=source.splits[keep], decode=decode
+    )
+
+
+@pytest.mark.parametrize("removed", [0, 12, 39])
+def test_marks_of_another_source_are_not_trusted(tmp_path, removed):
+    """Refused with all files, refused with one file less, allowed with all: no clip has its neighbour's label."""
+    source = bad_rows(make_source(), {30: "silent"})
+    for refused in (source, without(source, removed)):
+        with pytest.raises(UserError, match="above the limit"):
+            build(tmp_path / "toy", refused)
+    store = build(tmp_path / "toy", source, allow_bad=1)
+    assert np.array_equal(store.clips, np.delete(source.decode(0, 40)[0], 30, 0))
+    assert store.fingerprint == build(tmp_path / "undisturbed", source, allow_bad=1).fingerprint
+
+
+def test_marks_of_another_source_are_removed_before_its_clips_are(tmp_path):
+    source, work = bad_rows(make_source(), {30: "silent"}), tmp_path / ".toy.building"
+    with pytest.raises(UserError, match="above the limit"):
+        build(tmp_path / "toy", source)
+    first = set(work.glob("*.json"))
+    assert len(first) == 5
+
+    def look(start, stop):
+        assert not first & set(work.glob("*.json"))
+        raise OSError("stop here")
+
+    with pytest.raises(OSError, match="stop here"):
+        build(tmp_path / "toy", replace(make_source(seed=1), decode=look))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [Path.unlink, lambda path: os.truncate(path, 1000), lambda path: path.write_bytes(bytes(path.stat().st_size))],
+)
+def test_mark_is_not_trusted_over_other_bytes(tmp_path, spoil):
+    source, seen = counting(bad_rows(make_source(), {30: "silent"}))
+    with pytest.raises(UserError, match="above the limit"):
+        build(tmp_path / "toy", source)
+    spoil(tmp_path / ".toy.building" / "decoded.int16")
+    seen.clear()
+    store = build(tmp_path / "toy", source, allow_bad=1)
+    assert np.array_equal(store.clips, np.delete(make_source().decode(0, 40)[0], 30, 0))
+    assert len(seen) >= 4
+
+
+def test_build_never_writes_into_a_store(tmp_path, monkeypatch):
+    """Killed between the store's appearance and the end of the cleaning up, then a build of changed files fails."""
+    real = shutil.rmtree
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path, **how: None if Path(path).name == ".toy.building" else real(path, **how)
+    )
+    source = make_source()
+    store = build(tmp_path / "toy", source)
+    assert (tmp_path / ".toy.building").is_dir()
+    with pytest.raises(UserError, match="above the limit"):
+        build(tmp_path / "toy", bad_rows(make_source(seed=1), dict.fromkeys(range(9), "silent")))
+    assert np.array_equal(store.clips, source.decode(0, 40)[0])
+    assert np.array_equal(ClipStore.open(tmp_path / "toy").clips, source.decode(0, 40)[0])
+    assert (store.path / "clips.int16").stat().st_nlink == 1
+
+
+def test_cache_that_cannot_be_written_names_the_way_out(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match=r"cannot keep decoded clips in .*file/cache: Not a directory.*set CLAR_CACHE"):
+        build(tmp_path / "file" / "cache" / "toy", make_source())
+
+
+@pytest.mark.parametrize("good_calls", [0, 3, 14])
+def test_full_disk_names_the_way_out(tmp_path, monkeypatch, good_calls):
+    """Full at the first shard, a later one, and when the store is put together; afterwards the build goes on."""
+    real, left = os.fsync, [good_calls]
+
+    def fsync(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(UserError, match=r"clips in .*: No space left on device; make room.*CLAR_CACHE"):
+            build(tmp_path / "toy", make_source())
+    assert np.array_equal(build(tmp_path / "toy", make_source()).clips, make_source().decode(0, 40)[0])
+
+
+def test_all_bad_files_stand_in_a_file(tmp_path, capsys):
+    source = bad_rows(make_source(n=80), dict.fromkeys(range(30), "silent"))
+    with pytest.raises(UserError) as error:
+        build(tmp_path / "toy", source)
+    listing = tmp_path / "toy-bad-files.txt"
+    assert str(listing) in str(error.value)
+    assert "add --allow-bad 30 to the command" in str(error.value)
+    assert listing.read_text() == "".join(f"clip{i}.wav: silent\n" for i in range(30))
+    build(tmp_path / "toy", source, allow_bad=30)
+    assert str(listing) in capsys.readouterr().err
+    assert len(listing.read_text().splitlines()) == 30
+    build(tmp_path / "toy", make_source(n=80, seed=1))  # repaired
+    assert not listing.exists()
 
 
 def _build_slowly(path, log):

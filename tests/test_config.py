@@ -24,7 +24,7 @@ def test_every_field_changes_the_identity(field: str) -> None:
         "optimizer": "adamw", "learning_rate": 0.5, "weight_decay": 0.0, "warmup_epochs": 1, "temperature": 0.1,
         "precision": "bf16", "front_end": "released", "window_ms": 32, "hop_ms": 4, "bins": 64, "encoder_width": 8,
         "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64, "projection_dim": 32,
-        "probe_every": 5,
+        "probe_every": 5, "fade_shapes": "released",
     }  # fmt: skip
     assert TrialConfig(**{field: changed[field]}).identity() != TrialConfig().identity()
 

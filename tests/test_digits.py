@@ -22,33 +22,37 @@ GOLDEN_DRAWS = [902, 36, 828]
 
 
 @pytest.fixture
+def store(small_cache, monkeypatch):
+    """The smallest `digits`, synthesised once a session."""
+    monkeypatch.setenv("CLAR_CACHE", str(small_cache))
+    return datasets.load("digits:120")
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CLAR_CACHE", str(tmp_path))
     return tmp_path
 
 
-def test_golden_fingerprint(cache):
+def test_golden_fingerprint(store):
     """The same bytes on every x86-64 Linux. A change here must come with a new `digits.VERSION`."""
-    store = datasets.load("digits:120")
     if sys.platform == "linux" and platform.machine() == "x86_64":
         assert store.fingerprint == GOLDEN
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's tunables")
-def test_processor_without_fma_gives_the_same(cache, monkeypatch):
+def test_processor_without_fma_gives_the_same(store, cache):
     """glibc and NumPy choose code by the processor; here both are told that it is an old one."""
     old = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX2,-FMA,-AVX2_Usable,-FMA_Usable"}
     script = "from clar import datasets; print(datasets.load('digits:120').fingerprint)"
     run = subprocess.run([sys.executable, "-c", script], env=os.environ | old, capture_output=True, text=True)
-    monkeypatch.setenv("CLAR_CACHE", str(cache / "here"))
-    assert run.stdout.strip() == datasets.load("digits:120").fingerprint
+    assert run.stdout.strip() == store.fingerprint
 
 
-def test_order_and_number_of_workers_change_nothing(cache):
-    several = datasets.load("digits:120")
+def test_order_and_number_of_workers_change_nothing(store):
     source = digits.source(120)
     backwards = [source.decode(start, start + 10)[0] for start in range(110, -1, -10)][::-1]
-    assert np.array_equal(np.concatenate(backwards), several.clips)
+    assert np.array_equal(np.concatenate(backwards), store.clips)
 
 
 def test_smaller_set_is_the_beginning_of_a_larger_one():
@@ -93,10 +97,9 @@ def test_no_voice_is_in_two_splits():
     assert set(digits._TURNS) == set(SPLITS)
 
 
-def test_every_word_is_whole_and_audible():
+def test_every_word_is_whole_and_audible(store):
     """The dry word fits into the clip, and the clip is louder where the word is."""
-    source = digits.source(120)
-    clip_NT = source.decode(0, 120)[0].astype(np.int64)
+    clip_NT = store.clips.astype(np.int64)
     power = np.square(clip_NT).mean(1)
     decibel = 10 * np.log10(power / 2**30)
     assert decibel.min() > digits.LEVEL_DBFS[0] - 1
@@ -181,8 +184,40 @@ def test_every_speaker_says_ten_different_words():
         assert max(seconds) < 1, speaker
 
 
-def test_build_uses_every_core_and_one_gives_the_same(cache, monkeypatch):
-    first = datasets.load("digits:120").fingerprint
-    monkeypatch.setenv("CLAR_CACHE", str(cache / "other"))
+def test_build_uses_every_core_and_one_gives_the_same(store, cache, monkeypatch):
     monkeypatch.setattr(clips, "cores", lambda: 1)
-    assert datasets.load("digits:120").fingerprint == first
+    alone = datasets.load("digits:120")
+    assert alone.path != store.path
+    assert alone.fingerprint == store.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("digits", "digits"),
+        ("digits:", "digits"),
+        ("digits:2000", "digits"),
+        ("digits:2003", "digits"),
+        ("digits:1995", "digits"),
+        ("digits:2005", "digits:2010"),
+        ("digits:404", "digits:400"),
+        ("digits:0400", "digits:400"),
+        ("speech_commands_10", "speech_commands_10"),
+    ],
+)
+def test_one_store_has_one_name(name, wanted):
+    assert datasets.canonical(name) == wanted
+    assert datasets.canonical(wanted) == wanted
+    if wanted.startswith("digits"):
+        paths = {datasets.digits_path(spelled.partition(":")[2]) for spelled in (name, wanted)}
+        assert len(paths) == 1
+
+
+@pytest.mark.parametrize("name", ["digit", "speech_commands_10:5", "digits:10", "digits:x", ""])
+def test_wrong_name_has_the_same_error_everywhere(cache, name):
+    said = set()
+    for function in (datasets.load, datasets.canonical, datasets.built):
+        with pytest.raises(UserError) as error:
+            function(name)
+        said.add(str(error.value))
+    assert len(said) == 1

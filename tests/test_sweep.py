@@ -20,7 +20,7 @@ from clar.sweep import Slots
 
 TINY = [
     "--dataset", "digits:120", "--preset", "demo", "--set", "epochs=2", "--set", "batch_size=16", "--set",
-    "encoder_width=2", "--set", "bins=16", "--set", "projection_hidden=16",
+    "encoder_width=2", "--set", "bins=16", "--set", "projection_hidden=16", "--set", "probe_every=1",
 ]  # fmt: skip
 
 STUDY = '''"""Two augmentations, one at a time."""
@@ -90,10 +90,11 @@ def runs(storage: Path, sweep: str) -> tuple[list, list]:
 
 @pytest.mark.slow
 def test_a_sweep_from_plan_to_table_again_and_with_more_seeds(command: Command) -> None:
+    command.run("clar.datasets", "prepare", "digits:120")
     planned = command.sweep("study.py", *TINY, "--dry-run")
+    assert not command.storage.exists()
     assert "2 trials on digits:120, 0 of them done" in planned
     assert planned.count("to do") == 2
-    assert not list(command.storage.glob("trials/*"))
 
     output = command.sweep("study.py", *TINY)
     assert "[1/2]" in output
@@ -136,16 +137,12 @@ def test_a_sweep_from_plan_to_table_again_and_with_more_seeds(command: Command) 
     assert re.findall(r"│.*│", again) == re.findall(r"│.*│", output)
     assert command.results() == first
 
+    # More seeds train only what is new, and a lost database is written anew from the trials' folders.
+    (command.storage / "mlflow.db").unlink()
     command.sweep("study.py", *TINY, "--seeds", "2")
     more = command.results()
     assert len(more) == 4
     assert {identity: more[identity] for identity in first} == first
-    parents, children = runs(command.storage, "study")
-    assert len(parents) == 1
-    assert len(children) == 4
-
-    (command.storage / "mlflow.db").unlink()
-    command.sweep("study.py", *TINY, "--seeds", "2")
     parents, children = runs(command.storage, "study")
     assert [run.info.status for run in (*parents, *children)] == ["FINISHED"] * 5
     assert all("test_top1" in run.data.metrics for run in children)
@@ -156,7 +153,7 @@ def test_a_failed_trial_is_reported_and_the_others_complete(command: Command) ->
     broken = STUDY.replace("(name,))", '(name,), learning_rate=1e30 if name == "fade" else 1e-3)')
     (command.folder / "broken.py").write_text(broken)
     output = command.sweep("broken.py", *TINY, code=1)
-    assert "fade, seed 0 failed: NonFiniteLoss" in output
+    assert "fade, learning_rate 1e+30, seed 0 failed: NonFiniteLoss" in output
     log = re.search(r"log: (\S+)", output)
     assert log
     assert "Traceback" in Path(log[1]).read_text()
@@ -165,7 +162,7 @@ def test_a_failed_trial_is_reported_and_the_others_complete(command: Command) ->
     (parent,), children = runs(command.storage, "broken")
     assert parent.info.status == "FAILED"
     assert {run.info.run_name: run.info.status for run in children} == {
-        "fade, seed 0": "FAILED", "time_shift, seed 0": "FINISHED"
+        "fade, learning_rate 1e+30, seed 0": "FAILED", "time_shift, learning_rate 0.001, seed 0": "FINISHED"
     }  # fmt: skip
 
 
@@ -178,22 +175,27 @@ def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_sweep_goes_on_and_ends_as_if_undisturbed(
-    command: Command, tmp_path_factory: pytest.TempPathFactory, small_cache: Path, how: signal.Signals
+    command: Command, tmp_path_factory: pytest.TempPathFactory, small_cache: Path
 ) -> None:
-    longer = [*TINY, "--set", "epochs=40"]
-    longer.remove("epochs=2")
-    longer.pop(longer.index("--set"))
-    process = command.start("clar.sweep", "study.py", *longer, "--storage", str(command.storage))
-    _wait_for(lambda: list(command.storage.glob("trials/*/checkpoint.pt")), process)
-    process.send_signal(how)
-    output, _ = process.communicate(timeout=60)
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert "interrupted; the same command goes on from here" in output
-        assert "Traceback" not in output
-    assert not command.results()
+    """Ctrl-C once, SIGKILL of the driver once, then to the end."""
+    longer = [argument.replace("epochs=2", "epochs=40") for argument in TINY]
+    for how in (signal.SIGINT, signal.SIGKILL):
+        before = {path: path.stat().st_mtime_ns for path in command.storage.glob("trials/*/checkpoint.pt")}
+        process = command.start("clar.sweep", "study.py", *longer, "--storage", str(command.storage))
+
+        def moved(before: dict[Path, int] = before) -> bool:
+            now = {path: path.stat().st_mtime_ns for path in command.storage.glob("trials/*/checkpoint.pt")}
+            return any(before.get(path) != stamp for path, stamp in now.items())
+
+        _wait_for(moved, process)
+        process.send_signal(how)
+        output, _ = process.communicate(timeout=60)
+        if how == signal.SIGINT:
+            assert process.returncode == 130
+            assert "interrupted; the same command goes on from here" in output
+            assert "Traceback" not in output
+        assert not command.results()
     command.sweep("study.py", *longer)
 
     undisturbed = Command(tmp_path_factory.mktemp("undisturbed"), small_cache)
@@ -248,6 +250,14 @@ def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: 
         (["augmentations", "--gpus-per-trial", "64"], "--gpus-per-trial 64: there are"),
         (["augmentations", "--storage", "/proc/nowhere"], "--storage /proc/nowhere: cannot make the folder"),
         (["augmentations", "--storage", "s3://bucket/runs"], "only folders can be a storage"),
+        (["augmentations", "--gpus-per-trial", "nan"], "--gpus-per-trial"),
+        (
+            ["augmentations", "--dataset", "digits:120", "--set", "batch_size=85"],
+            "85 is more than the 80 training clips",
+        ),
+        (["augmentations", "--set", "window_ms=1e9"], "window_ms = 1e9: must be less than or equal to 1000"),
+        (["seeds.py"], "its trials must not set seed themselves"),
+        (["cells.py"], "which is not in ROWS x COLUMNS"),
         (["bad.py"], "bad.py does not load: ZeroDivisionError"),
         (["empty.py"], "empty.py lacks trials, cell, ROWS, COLUMNS"),
     ],
@@ -256,9 +266,11 @@ def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: 
 def test_a_wrong_command_gets_one_line_and_exit_code_2(
     tmp_path: Path, small_cache: Path, arguments: list[str], said: str
 ) -> None:
-    command = Command(tmp_path, small_cache / "of-errors")
+    command = Command(tmp_path, small_cache)
     (tmp_path / "bad.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "seeds.py").write_text(STUDY.replace("(name,))", "(name,), seed=7)"))
+    (tmp_path / "cells.py").write_text(STUDY.replace('"time_shift"), "all"', "").replace('"all"\n', '"none"\n'))
     output = command.run("clar.sweep", *arguments, code=2)
     assert said in output
     assert output.startswith("error: ")
@@ -306,26 +318,62 @@ def test_a_share_of_several_gpus_is_refused() -> None:
         Slots.of({"CPU": 8.0, "GPU": 4.0}, None, 1.5)
 
 
-@pytest.mark.slow
-def test_one_trial_by_hand_is_found_done_by_the_sweep(command: Command) -> None:
-    alone = ["--set", "loss=self_supervised", "--set", "augmentations=fade", "--cpus-per-trial", "1"]
-    output = command.run("clar.train", *TINY, *alone, "--storage", str(command.storage))
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory, small_cache: Path) -> Command:
+    """A storage in which `clar.train` has trained one of the study's two trials."""
+    command = Command(tmp_path_factory.mktemp("by-hand"), small_cache)
+    output = command.run("clar.train", *TINY, *ALONE, "--storage", str(command.storage))
     assert "epoch 2/2" in output
     assert "test_top1" in output
-    assert "done before" in command.run("clar.train", *TINY, *alone, "--storage", str(command.storage))
-    assert "2 trials on digits:120, 1 of them done" in command.sweep("study.py", *TINY, "--dry-run")
+    return command
+
+
+ALONE = ["--set", "loss=self_supervised", "--set", "augmentations=fade", "--cpus-per-trial", "1"]
 
 
 @pytest.mark.slow
-def test_embeddings_of_files(command: Command) -> None:
-    command.run("clar.train", *TINY, "--storage", str(command.storage))
-    folder = command.folder / "speech_commands"
-    command.run("clar.datasets", "export", "digits", str(folder), "--clips", "120")
+def test_a_trial_by_hand_is_found_done(by_hand: Command) -> None:
+    assert "done before" in by_hand.run("clar.train", *TINY, *ALONE, "--storage", str(by_hand.storage))
+    assert "2 trials on digits:120, 1 of them done" in by_hand.sweep("study.py", *TINY, "--dry-run")
+
+
+@pytest.mark.slow
+def test_embeddings_of_files(by_hand: Command) -> None:
+    folder = by_hand.folder / "speech_commands"
+    by_hand.run("clar.datasets", "export", "digits", str(folder), "--clips", "120")
     files = sorted(map(str, folder.glob("zero/*.wav")))[:3]
-    trial = next(command.storage.glob("trials/*"))
-    lines = command.run("clar.embed", str(trial), *files).splitlines()
+    trial = next(path.parent for path in by_hand.storage.glob("trials/*/encoder.safetensors"))
+    lines = by_hand.run("clar.embed", str(trial), *files).splitlines()
     assert [line.split(",")[0] for line in lines] == ["file", *files]
     assert len(lines[1].split(",")) == 1 + 8 * 2
-    (command.folder / "text.wav").write_text("not audio")
-    assert "text.wav: unreadable" in command.run("clar.embed", str(trial), "text.wav", code=2)
-    assert "no encoder at" in command.run("clar.embed", "nowhere", *files, code=2)
+    (by_hand.folder / "text.wav").write_text("not audio")
+    assert "text.wav: unreadable" in by_hand.run("clar.embed", str(trial), "text.wav", code=2)
+    assert "no encoder at" in by_hand.run("clar.embed", "nowhere", *files, code=2)
+
+
+@pytest.mark.slow
+def test_a_dead_tracking_server_costs_seconds_and_loses_nothing(by_hand: Command) -> None:
+    """Nothing listens at the URI: the sweep says so once, ends in order, and the next one with a store writes all."""
+    output = by_hand.sweep("study.py", *TINY, "--tracking-uri", "http://127.0.0.1:9")
+    assert output.count("cannot be written; the trials go on") == 1
+    assert "lacks some of this sweep" in output
+    assert len(by_hand.results()) == 2
+    by_hand.sweep("study.py", *TINY)
+    (parent,), children = runs(by_hand.storage, "study")
+    assert len(children) == 2
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
+
+
+def test_a_reader_that_stops_reading_is_no_failure(command: Command) -> None:
+    line = f"{sys.executable} -m clar.sweep augmentations --dry-run | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=command.folder, env=command.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_titles_tell_the_trials_of_a_study_apart() -> None:
+    base = TrialConfig(augmentations=("fade",))
+    assert base.but(temperature=0.1, seed=3).title(base) == "fade, temperature 0.1, seed 3"
+    assert base.but(augmentations=("fade", "time_mask")).title(base) == "fade > time_mask, seed 0"

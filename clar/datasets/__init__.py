@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from clar.clips import ClipStore, DamagedStore, build
+from clar.clips import ClipStore, DamagedStore, build, cache_errors
 from clar.datasets import digits, speech_commands
 from clar.errors import UserError, near
 from clar.files import cache_dir, write_json
@@ -51,14 +51,11 @@ def load(name: str, root: str | os.PathLike[str] | None = None, allow_bad: int |
         allow_bad: files that may be unreadable or silent; none: 1 %.
 
     Raises:
-        UserError: no such data set, no root is known, or the data are not as they must be.
+        UserError: no such data set, no root is known, the data are not as they must be, or the cache folder cannot be
+            written.
     """
-    base, _, option = name.partition(":")
-    if base not in DESCRIPTIONS:
-        raise UserError(f"no data set {name!r}{near(name, names())}")
+    base, option = _parse(name)
     if base in FOLDERS:
-        if option:
-            raise UserError(f"{name}: {base} takes no option after a colon")
         return _load_folder(base, root, allow_bad)
     if root is not None:
         raise UserError(f"{name} is synthesised and takes no root; leave out {os.fspath(root)}")
@@ -66,16 +63,44 @@ def load(name: str, root: str | os.PathLike[str] | None = None, allow_bad: int |
     return _open_whole(path) or build(path, digits.source(_clips(option)), allow_bad)
 
 
+def canonical(name: str) -> str:
+    """The one name of the data set that `load(name)` gives: `digits:2003` and `digits:2000` are `digits`.
+
+    Raises:
+        UserError: as `load`, where the name or its option is wrong.
+    """
+    base, option = _parse(name)
+    if base in FOLDERS:
+        return base
+    clips = digits.whole(_clips(option))
+    return base if clips == digits.whole(digits.CLIPS) else f"{base}:{clips}"
+
+
 def built(name: str) -> bool:
-    """Whether `load(name)` would only open a store."""
-    base, _, option = name.partition(":")
+    """Whether `load(name)` would only open a store.
+
+    Raises:
+        UserError: as `load`, where the name is wrong or the cache folder cannot be read.
+    """
+    base, option = _parse(name)
     path = _pointer(base)[1] if base in FOLDERS else digits_path(option)
-    return path is not None and (path / "meta.json").is_file()
+    with cache_errors(cache_dir()):
+        return path is not None and (path / "meta.json").is_file()
 
 
 def digits_path(option: str = "") -> Path:
     """Where the store of `digits:<option>` lies."""
     return cache_dir() / f"digits-{digits.whole(_clips(option))}-v{digits.VERSION}"
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """The data set and its option, empty where there is none."""
+    base, _, option = name.partition(":")
+    if base not in DESCRIPTIONS:
+        raise UserError(f"no data set {name!r}{near(name, names())}")
+    if option and base in FOLDERS:
+        raise UserError(f"{name}: {base} takes no option after a colon")
+    return base, option
 
 
 def _clips(option: str) -> int:
@@ -102,7 +127,8 @@ def _load_folder(name: str, root: str | os.PathLike[str] | None, allow_bad: int 
     source = speech_commands.source(name, FOLDERS[name].words, folder)
     path = cache_dir() / f"{name}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]}"
     store = build(path, source, allow_bad)
-    write_json(cache_dir() / f"{name}.json", {"root": str(folder), "store": path.name})
+    with cache_errors(cache_dir()):
+        write_json(cache_dir() / f"{name}.json", {"root": str(folder), "store": path.name})
     return store
 
 
@@ -117,10 +143,9 @@ def _pointer(name: str) -> tuple[str | None, Path | None]:
 
 def _open_whole(path: Path) -> ClipStore | None:
     """The store at `path`, or None where it must be built; says so where it is damaged."""
-    if not path.is_dir():
-        return None
     try:
-        return ClipStore.open(path)
+        with cache_errors(path.parent):
+            return ClipStore.open(path) if path.is_dir() else None
     except DamagedStore as error:
         print(f"{error}; building it again", file=sys.stderr)
         return None

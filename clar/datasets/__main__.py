@@ -72,9 +72,12 @@ def export(
     """Write `digits` as a Speech Commands folder of 16-bit WAV files, which `prepare speech_commands_10` reads."""
     if name.partition(":")[0] != "digits":
         raise UserError(f"export {name}: only digits, whose audio is made here, can be exported")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    held = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is not a folder")
+        held = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}; choose another folder") from error
     if held and not force:
         raise UserError(f"{folder} is not empty; choose another folder, or replace an earlier export with --force")
     foreign = set(held) - {*digits.WORDS, *LISTS.values()}
@@ -87,27 +90,38 @@ def export(
 
 
 def export_folder(store: ClipStore, folder: Path) -> None:
-    """Write the clips of `store` into `folder` by way of a folder beside it, so that `folder` is never half there."""
+    """Write the clips of `store` into `folder` by way of a folder beside it, so that `folder` is never half there.
+
+    Raises:
+        UserError: the disk is full, or the folder that `folder` lies in cannot be written.
+    """
     import soundfile
 
     folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for word in store.classes:
-        (partial / word).mkdir(parents=True)
-    for clip_T, file in zip(store.clips, store.files, strict=True):
-        soundfile.write(partial / file, clip_T, store.sample_rate, "PCM_16")
-    for split, name in LISTS.items():
-        lines = sorted(store.files[i] for i in store.split(split))
-        (partial / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    try:
+        for word in store.classes:
+            (partial / word).mkdir(parents=True)
+        for clip_T, file in zip(store.clips, store.files, strict=True):
+            soundfile.write(partial / file, clip_T, store.sample_rate, "PCM_16")
+        for split, name in LISTS.items():
+            lines = sorted(store.files[i] for i in store.split(split))
+            (partial / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except (OSError, soundfile.LibsndfileError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write {folder}: {reason}; choose a folder elsewhere, or make room") from error
 
 
 def _with_clips(name: str, clips: int | None) -> str:
     if clips is None:
         return name
+    if name.startswith("digits:"):
+        raise UserError(f"--clips {clips} and {name} name two sizes; give one")
     if name != "digits":
         raise UserError(f"--clips {clips}: only digits has a size to choose, {name} has not")
     return f"{name}:{clips}"

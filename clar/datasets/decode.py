@@ -2,6 +2,7 @@
 
 import math
 import re
+import stat
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -44,11 +45,14 @@ def decode(path: Path, sample_rate: int, samples: int) -> NDArray[np.int16]:
     A 16-bit mono file of that rate comes through bit by bit. Only as much of the file is read as the clip needs.
 
     Raises:
-        Unusable: not audio, truncated, empty, silent, or with samples that are not finite.
+        Unusable: no regular file, not audio, truncated, empty, silent, or with samples that are not finite.
     """
     import soundfile
 
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # and not tried: to open a named pipe would wait for a writer
+            raise Unusable(f"unreadable: {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
         with soundfile.SoundFile(path) as file:
             clip = _read(file, sample_rate, samples)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a raw file without a header

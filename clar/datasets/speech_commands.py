@@ -21,6 +21,9 @@ WORDS = (
 )
 
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
+"""Of the audio files in a word's folder, in any case of letters; libsndfile reads them all."""
+
 SAMPLE_RATE = 16_000
 SAMPLES = 16_000
 
@@ -29,11 +32,20 @@ def source(name: str, words: tuple[str, ...], root: Path) -> Source:
     """The data set in the folder `root`: one folder a word, and the two lists.
 
     Classes are `words` in their order; files are sorted within a class. `_background_noise_` and other words are left
-    out.
+    out. Audio may be of any format in `SUFFIXES`; the lists name the files as they are called. An entry that is called
+    like audio but cannot be read, such as a broken link, is in the list of files, and counts as bad when it is decoded.
 
     Raises:
-        UserError: the folder, a list or a word's folder is missing, or the lists do not fit the files.
+        UserError: the folder, a list or a word's folder is missing or cannot be read, a recording is there in two
+            formats, or the lists do not fit the files.
     """
+    try:
+        return _scan(name, words, root)
+    except OSError as error:
+        raise UserError(f"{name}: cannot read {error.filename or root}: {error.strerror or error}") from error
+
+
+def _scan(name: str, words: tuple[str, ...], root: Path) -> Source:
     if not root.is_dir():
         raise UserError(f"{name}: no folder {root}; unpack the Speech Commands archive and pass its folder with --root")
     listed = {split: _read_list(root / file, words) for split, file in LISTS.items()}
@@ -43,9 +55,10 @@ def source(name: str, words: tuple[str, ...], root: Path) -> Source:
     files, stamps, labels = [], [], []
     for label, word in enumerate(words):
         with os.scandir(root / word) as entries:
-            found = sorted((e.name, e.stat()) for e in entries if e.name.lower().endswith(".wav") and e.is_file())
+            found = sorted((e.name, _stamp(e)) for e in entries if e.name.lower().endswith(SUFFIXES))
+        _check_formats(root / word, [file for file, _ in found])
         files += [f"{word}/{file}" for file, _ in found]
-        stamps += [f"{stat.st_size} {stat.st_mtime_ns}" for _, stat in found]
+        stamps += [stamp for _, stamp in found]
         labels += [label] * len(found)
     _check_lists(root, listed, set(files))
     splits = np.zeros(len(files), np.uint8)
@@ -64,6 +77,23 @@ def source(name: str, words: tuple[str, ...], root: Path) -> Source:
     )
 
 
+def _stamp(entry: os.DirEntry[str]) -> str:
+    try:
+        status = entry.stat()
+    except OSError:  # a broken link: the link itself, until its target is there
+        status = entry.stat(follow_symlinks=False)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _check_formats(folder: Path, files: list[str]) -> None:
+    """The lists name one of two formats only, so that the other would train on what is tested."""
+    first: dict[str, str] = {}
+    for file in files:
+        other = first.setdefault(os.path.splitext(file)[0], file)  # noqa: PTH122 - a third of the time of a Path
+        if other != file:
+            raise UserError(f"{folder} holds one recording twice, {other} and {file}; remove one of them")
+
+
 def _read_list(path: Path, words: tuple[str, ...]) -> set[str]:
     """The lines of a list that name files of `words`."""
     if not path.is_file():
@@ -71,7 +101,12 @@ def _read_list(path: Path, words: tuple[str, ...]) -> set[str]:
             f"{path} is missing: {path.parent} is not a whole Speech Commands folder, which has word folders, "
             f"{' and '.join(LISTS.values())}"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    content = path.read_bytes()
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
     wanted = set(words)
     return {line for line in lines if line and line.split("/")[0] in wanted}
 
