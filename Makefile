@@ -12,7 +12,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here; name a Python 3.11 or 3.12: make PYTHON=python3.12"; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	.venv/bin/uv pip install --python $(PY) --quiet --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --python $(PY) --quiet --compile-bytecode --require-hashes -r requirements.lock
 	.venv/bin/uv pip install --python $(PY) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -3,9 +3,11 @@
 The driver knows no tensor: workers train, the storage holds what they found, and everything here is read from there.
 """
 
+import importlib
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -311,6 +313,9 @@ class _Watch:
     def report(self, report: dict[str, Any]) -> None:
         """One report of one trial, see `clar.trial.Report`."""
         folder = self.folders[report["identity"]]
+        if self.first_start is None:
+            # What the table needs takes seconds to import: now, while the trials train, and not when they are done.
+            threading.Thread(target=importlib.import_module, args=["analysis.figures"], daemon=True).start()
         self.first_start = min(self.first_start or report["started"], report["started"])
         self.busy[folder.identity] = report["busy_seconds"]
         if "failure" in report:
