@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,7 +83,10 @@ def command(tmp_path: Path, small_cache: Path) -> Command:
 
 def runs(storage: Path, sweep: str) -> tuple[list, list]:
     """The parent runs and the child runs of a sweep's experiment."""
-    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    # A copy: MLflow keeps one connection a path, and would go on reading a database that has been deleted.
+    copy = storage / f"{secrets.token_hex(4)}.db"
+    shutil.copy(storage / "mlflow.db", copy)
+    client = MlflowClient(f"sqlite:///{copy}")
     experiment = client.get_experiment_by_name(f"clar/{sweep}")
     found = client.search_runs([experiment.experiment_id], max_results=1000)
     parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
@@ -266,7 +271,8 @@ def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: 
 def test_a_wrong_command_gets_one_line_and_exit_code_2(
     tmp_path: Path, small_cache: Path, arguments: list[str], said: str
 ) -> None:
-    command = Command(tmp_path, small_cache)
+    # A cache of their own: in the other one Speech Commands may have been prepared.
+    command = Command(tmp_path, small_cache / "of-errors")
     (tmp_path / "bad.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "seeds.py").write_text(STUDY.replace("(name,))", "(name,), seed=7)"))
