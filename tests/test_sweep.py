@@ -184,7 +184,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_if_undisturbed(
     command: Command, tmp_path_factory: pytest.TempPathFactory, small_cache: Path
 ) -> None:
     """Ctrl-C once, SIGKILL of the driver once, then to the end."""
-    longer = [argument.replace("epochs=2", "epochs=40") for argument in TINY]
+    longer = [argument.replace("epochs=2", "epochs=150") for argument in TINY]
     for how in (signal.SIGINT, signal.SIGKILL):
         before = {path: path.stat().st_mtime_ns for path in command.storage.glob("trials/*/checkpoint.pt")}
         process = command.start("clar.sweep", "study.py", *longer, "--storage", str(command.storage))
@@ -200,7 +200,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_if_undisturbed(
             assert process.returncode == 130
             assert "interrupted; the same command goes on from here" in output
             assert "Traceback" not in output
-        assert not command.results()
+        assert len(command.results()) < 2, "the sweep was done before it was interrupted"
     command.sweep("study.py", *longer)
 
     undisturbed = Command(tmp_path_factory.mktemp("undisturbed"), small_cache)
