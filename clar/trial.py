@@ -7,7 +7,9 @@ raising it: the worker survives, and the sweep goes on at once.
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,6 +106,15 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, flo
         ray.shutdown()
 
 
+_interrupted = threading.Event()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Ctrl-C. Noted too, since an interrupt that falls into Ray's own code may get lost there."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
 class _Listener(tune.Callback):
     """Passes Tune's events on to the driver."""
 
@@ -115,6 +126,8 @@ class _Listener(tune.Callback):
         return {}
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: Report, **info: Any) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
         self.on_report(result)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -139,6 +152,8 @@ def run_all(
         on_lost: called with the job and one line where a worker died without a report.
     """
 
+    _interrupted.clear()
+    signal.signal(signal.SIGINT, _interrupt)
     # Tune keeps books of its own. Nothing reads them: the storage knows more, and Tune's restore loses what is newer
     # than its last snapshot.
     with tempfile.TemporaryDirectory(prefix="clar-tune-") as books:
@@ -155,6 +170,8 @@ def run_all(
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         ).fit()  # fmt: skip
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def _by_job(parameters: dict[str, Any]) -> None:
