@@ -1,90 +1,504 @@
-"""A sweep's results as the paper's comparison table: a pandas frame, and that frame as text of several kinds."""
+"""A sweep's results as the paper's comparison tables: numbers in a pandas frame, and texts for terminal and papers.
 
-from collections.abc import Iterable
+A `Grid` is what a table is made of, one entry a trial; `cells` makes it numbers; the rest writes them. Tables that are
+no grid, such as the best trials of a search, are `Listing`s; both are written by the same code.
+"""
+
+import csv
+import io
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pandas as pd
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
-from clar.config import TrialConfig
-from clar.result import TrialResult
-from clar.space import Space
+from analysis.statistics import Agreement, mean_interval, pareto_front
 
-Finished = tuple[TrialConfig, TrialResult]
+Axis = tuple[str, tuple[str, ...] | None]
+"""What an axis of the table is called, and its values in order; None: as the entries bring them."""
 
-CELL = ("mean", "spread", "n")
+_CELL_STATES = ("failed", "running", "cut", "done", "missing")
+"""Of a cell without a number, that of its trials which says most about why."""
+
+_LABEL_WIDTH = 28
+"""Characters up to which a row's name stays on one line of the terminal."""
 
 
-def cells(space: Space, finished: Iterable[Finished], metric: str = "test_top1") -> pd.DataFrame:
-    """One row a cell of the table: `row`, `column`, and over the seeds `mean`, `spread` (standard deviation) and `n`.
+class Entry(NamedTuple):
+    """One trial of a table.
 
-    Cells without a finished trial are there with n = 0 and no number.
+    Attributes:
+        row: its value on the row axis.
+        column: and on the column axis.
+        state: `done`, `failed`, `cut` (by early stopping), `running` or `missing`.
+        value: the metric, a share from 0 to 1, where the trial is done and has one.
+        seed: of the trial.
+        code_version: that computed it, as `clar.cli.code_version` writes it; "" where unknown.
     """
-    values = pd.DataFrame(
-        [(*space.cell(config), getattr(result, metric)) for config, result in finished],
-        columns=["row", "column", "value"],
+
+    row: str
+    column: str
+    state: str
+    value: float | None
+    seed: int
+    code_version: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table to be.
+
+    Attributes:
+        title: the sentence above it.
+        rows: what the rows are called, and their names in order. A name that only an entry has comes last.
+        columns: the same for the columns.
+        entries: the trials, in any order: it changes nothing but that of names that the axes do not have.
+    """
+
+    title: str
+    rows: Axis
+    columns: Axis
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table as texts: a header, rows, which cells stand out. `console.print` of one fits it to the console.
+
+    Attributes:
+        title: the sentence above it.
+        header: a name for each column.
+        rows: of texts, each as long as the header; the first is the row's name.
+        bold: (row, column), counted from 0, of the cells that stand out.
+        left: columns whose texts are set to the left; the first always is.
+        best_first: the first rows matter most; a terminal that is too narrow for the table shows those only.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    bold: frozenset[tuple[int, int]] = frozenset()
+    left: frozenset[int] = frozenset()
+    best_first: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.to_rich(options.max_width)
+
+    def to_rich(self, width: int | None = None) -> Table:
+        """For a terminal; where it is wider than `width`, texts take several lines, and Rich folds what is wider still.
+
+        Of a table with the best first, a narrow terminal shows as many as fit, side by side.
+        """
+        table = self._rich(broken=False)
+        if width is None or _width(table) <= width:
+            return table
+        if self.best_first:
+            for count in range(len(self.rows), 2, -1):
+                turned = self._turned(count)._rich(broken=True)
+                if _width(turned) <= width:
+                    return turned
+        return self._rich(broken=True)
+
+    def to_markdown(self) -> str:
+        """In Markdown's pipe syntax, without the title."""
+        rule = ["---", *("---" if self._is_left(column) else "---:" for column in range(1, len(self.header)))]
+        lines = [[_markdown(name) for name in self.header], rule]
+        for i, row in enumerate(self.rows):
+            lines.append(
+                [_strong(_markdown(text)) if (i, j) in self.bold else _markdown(text) for j, text in enumerate(row)]
+            )
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def to_latex(self) -> str:
+        """A `tabular`, without the title; needs the package booktabs."""
+
+        def line(texts: Iterable[str]) -> str:
+            return f"{' & '.join(texts)} \\\\\n"
+
+        body = "".join(
+            line(f"\\textbf{{{_latex(text)}}}" if (i, j) in self.bold else _latex(text) for j, text in enumerate(row))
+            for i, row in enumerate(self.rows)
+        )
+        kinds = "".join("l" if self._is_left(column) else "r" for column in range(len(self.header)))
+        head = line(map(_latex, self.header))
+        return f"\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{head}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+
+    def to_csv(self) -> str:
+        """The texts, comma-separated."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.header, *self.rows])
+        return out.getvalue()
+
+    def _is_left(self, column: int) -> bool:
+        return column == 0 or column in self.left
+
+    def _turned(self, count: int) -> "Listing":
+        """The first rows as columns."""
+        lines = list(zip(self.header, *self.rows[:count], strict=True))
+        title = (
+            self.title if count == len(self.rows) else f"{self.title} ({count} of {len(self.rows)} fit here)".strip()
+        )
+        return Listing(title, lines[0], lines[1:], frozenset((j - 1, i + 1) for i, j in self.bold if i < count))
+
+    def _rich(self, broken: bool) -> Table:
+        # As Text, so that no name is taken for Rich's markup or for an emoji.
+        title = Text(self.title, style="table.title") if self.title else None
+        table = Table(title=title, title_justify="left", header_style="")
+        for j, name in enumerate(map(_one_line, self.header)):
+            left = self._is_left(j)
+            # Long names take two lines, so that the paper's table fits 80 columns.
+            shown = name if j == 0 else name.replace("_", "_\n")
+            longest = max((len(row[j]) for row in self.rows), default=0)
+            table.add_column(
+                Text(shown), justify="left" if left else "right", overflow="fold",
+                no_wrap=j == 0 and max(longest, len(name)) <= _LABEL_WIDTH,
+            )  # fmt: skip
+        for i, row in enumerate(self.rows):
+            table.add_row(
+                *(
+                    Text().append(
+                        _broken(text) if broken and j else text, "bold reverse" if (i, j) in self.bold else ""
+                    )
+                    for j, text in enumerate(map(_one_line, row))
+                )
+            )
+        return table
+
+
+def cells(source: Grid) -> pd.DataFrame:
+    """One row a cell: `row`, `column`, over the seeds `mean`, `low` and `high` (95 %), `n`, and `state`.
+
+    `low` and `high` are NaN for one seed, `mean` too for none. `state` is `done` where there is a number, else why
+    there is none, and empty where no trial asks for the cell.
+    """
+    members: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in source.entries:
+        members[entry.row, entry.column].append(entry)
+    lines = []
+    for row in _names(source.rows, (entry.row for entry in source.entries)):
+        for column in _names(source.columns, (entry.column for entry in source.entries)):
+            entries = members.get((row, column), [])
+            values = _values(entries)
+            present = {entry.state for entry in entries}
+            state = "done" if values else next((state for state in _CELL_STATES if state in present), "")
+            lines.append((row, column, *mean_interval(values), len(values), state))
+    frame = pd.DataFrame(lines, columns=["row", "column", "mean", "low", "high", "n", "state"])
+    return frame.astype({"mean": float, "low": float, "high": float, "n": int})
+
+
+def grid(source: Grid, table: pd.DataFrame, what: str = "mean") -> pd.DataFrame:
+    """One of `cells`' columns as a rows x columns frame, in the table's own order."""
+    rows, columns = list(dict.fromkeys(table["row"])), list(dict.fromkeys(table["column"]))
+    frame = pd.DataFrame(table[what].to_numpy().reshape(len(rows), len(columns)), index=rows, columns=columns)
+    return frame.rename_axis(index=source.rows[0], columns=source.columns[0])
+
+
+def texts(source: Grid, table: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is printed, in per cent: `61.0 ± 2.3` is the mean and half its 95 % interval over the seeds.
+
+    One seed has no interval. A cell that lacks seeds which others have says how many it has. A cell without a number
+    says why: `cut`, `failed`, `running`, `-` where nothing is; it is empty where no trial asks for it.
+    """
+    unfinished = {(entry.row, entry.column) for entry in source.entries if not _has_value(entry)}
+    most = int(table["n"].max()) if len(table) else 0
+
+    def text(row: str, column: str, mean: float, high: float, n: int, state: str) -> str:
+        if not n:
+            return {"": "", "done": "-", "missing": "-"}.get(state, state)
+        number = f"{100 * mean:.1f}" if n == 1 else f"{100 * mean:.1f} ± {100 * (high - mean):.1f}"
+        return f"{number} (n={n})" if n < most and (row, column) in unfinished else number
+
+    fields = ["row", "column", "mean", "high", "n", "state"]
+    written = [text(*line) for line in table[fields].itertuples(index=False)]
+    return grid(source, table.assign(text=written), "text")
+
+
+def listing(source: Grid, table: pd.DataFrame) -> Listing:
+    """The table as texts, the best cells bold: all that have the largest mean."""
+    frame = texts(source, table)
+    # Means that differ in their last bits only are equal.
+    means = grid(source, table).astype(float).round(12)
+    best = means.max(axis=None, skipna=True) if len(table) else math.nan
+    return Listing(
+        source.title,
+        (f"{source.rows[0]} \\ {source.columns[0]}", *map(str, frame.columns)),
+        [(str(row), *map(str, values)) for row, values in zip(frame.index, frame.to_numpy(), strict=True)],
+        frozenset((int(i), int(j) + 1) for i, j in zip(*(means == best).to_numpy().nonzero(), strict=True)),
     )
-    found = values.groupby(["row", "column"])["value"].agg(mean="mean", spread="std", n="count")
-    every = pd.MultiIndex.from_product([space.rows[1], space.columns[1]], names=["row", "column"])
-    table = found.reindex(every)
-    table["n"] = table["n"].fillna(0).astype(int)
-    return table.reset_index()
 
 
-def grid(space: Space, table: pd.DataFrame, what: str = "mean") -> pd.DataFrame:
-    """One of `mean`, `spread` and `n` as a rows x columns frame, in the sweep's own order."""
-    frame = table.pivot(index="row", columns="column", values=what)
-    frame = frame.loc[list(space.rows[1]), list(space.columns[1])]
-    return frame.rename_axis(index=space.rows[0], columns=space.columns[0])
+def to_rich(source: Grid, table: pd.DataFrame) -> Listing:
+    """The table for `console.print`, which fits it to the console."""
+    return listing(source, table)
 
 
-def texts(space: Space, table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is printed: per cent, with the spread where there are several seeds, `-` where nothing is."""
-
-    def text(mean: float, spread: float, n: int) -> str:
-        if n == 0:
-            return "-"
-        return f"{100 * mean:.1f}" if n == 1 else f"{100 * mean:.1f} ± {100 * spread:.1f}"
-
-    written = [text(*row) for row in table[list(CELL)].itertuples(index=False)]
-    return grid(space, table.assign(text=written), "text")
+def to_markdown(source: Grid, table: pd.DataFrame) -> str:
+    """The table in Markdown's pipe syntax, without title and notes."""
+    return listing(source, table).to_markdown()
 
 
-def to_rich(space: Space, table: pd.DataFrame, title: str) -> Table:
-    """The table for a terminal; the best cell stands out."""
-    frame = texts(space, table)
-    best = table["mean"].idxmax() if table["n"].any() else None
-    best_cell = None if best is None else (table.at[best, "row"], table.at[best, "column"])
-    out = Table(title=title, title_justify="left", header_style="")
-    out.add_column(f"{space.rows[0]} \\ {space.columns[0]}", no_wrap=True)
-    for column in frame.columns:
-        # Long names take two lines, so that the paper's table fits 80 columns.
-        out.add_column(str(column).replace("_", "_\n"), justify="right")
-    for row, values in frame.iterrows():
-        marked = [
-            f"[bold reverse]{value}[/]" if (row, column) == best_cell else str(value)
-            for column, value in values.items()
-        ]
-        out.add_row(str(row), *marked)
-    return out
+def to_latex(source: Grid, table: pd.DataFrame) -> str:
+    """The table in LaTeX, without title and notes; needs the package booktabs."""
+    return listing(source, table).to_latex()
 
 
-def to_markdown(space: Space, table: pd.DataFrame) -> str:
-    """The table in Markdown's pipe syntax."""
-    frame = texts(space, table)
-    lines = [
-        [f"{space.rows[0]} \\ {space.columns[0]}", *map(str, frame.columns)],
-        ["---", *("---:" for _ in frame.columns)],
-        *([str(row), *map(str, values)] for row, values in frame.iterrows()),
+def notes(source: Grid) -> list[str]:
+    """What a reader of the table has to know, one sentence a line: mixed versions first, then what is not there."""
+    done = [entry for entry in source.entries if entry.state == "done"]
+    lines = []
+    results = Counter(_results_version(entry.code_version) for entry in done)
+    if len(results) > 1:
+        lines.append(
+            f"mixes results versions {_counted(results, 'and')}: computed in different ways, not to be compared"
+        )
+    codes = Counter(entry.code_version or "unknown" for entry in done)
+    if len(codes) > 1:
+        lines.append(f"code versions differ: {_counted(codes)}")
+    states = Counter(entry.state for entry in source.entries)
+    for state, said in (
+        ("failed", "failed"), ("cut", "cut by early stopping"), ("running", "still running"), ("missing", "missing"),
+    ):  # fmt: skip
+        if states[state]:
+            lines.append(f"{_trials(states[state])} {said}")
+    without = sum(not _has_value(entry) for entry in done)
+    if without:
+        lines.append(f"{_trials(without)} done without this number")
+    numbers = Counter((entry.row, entry.column) for entry in source.entries if _has_value(entry)).values()
+    if max(numbers, default=0) > 1:
+        few, many = min(numbers), max(numbers)
+        over = f"{many} seeds" if few == many else f"the seeds, {few} to {many} a cell"
+        lines.append(f"± is half the 95 % interval of the mean over {over} (Student's t)")
+    return lines
+
+
+class Objective(NamedTuple):
+    """A number that a search makes large or small.
+
+    Attributes:
+        name: of the key under which each row of a search has it.
+        maximise: else it is to be small.
+        share: from 0 to 1, shown in per cent.
+    """
+
+    name: str
+    maximise: bool = True
+    share: bool = True
+
+
+def search_table(
+    rows: Sequence[Mapping[str, Any]],
+    objectives: Sequence[Objective] = (Objective("valid_top1"),),
+    title: str = "",
+    top: int | None = 10,
+) -> Listing:
+    """The best trials of a search: rank, objectives, state, and what was varied.
+
+    Equal trials have the same rank. With two objectives the rank is the front that a trial is on: 1 is the Pareto
+    front, 2 the front of those left without it, and so on; within a front the best in the first objective comes first.
+    Trials without all objectives come last and have no rank. Equal ones keep their order: give them in a fixed one.
+
+    Args:
+        rows: one a trial: the objectives by name (None or NaN where there is none), `state`, and the varied fields by
+            name. A field that a trial does not have, as in a conditional search, is empty there.
+        objectives: one or two.
+        title: the sentence above it.
+        top: rows shown; None: all.
+
+    Raises:
+        ValueError: not one or two objectives.
+    """
+    if not 1 <= len(objectives) <= 2:
+        raise ValueError(f"a search table has one or two objectives, not {len(objectives)}")
+    ranks = _ranks([[_number(row.get(one.name)) for one in objectives] for row in rows], objectives)
+    order = sorted(ranks, key=lambda i: (ranks[i], -_signed(rows[i], objectives[0]), i))
+    order += [i for i in range(len(rows)) if i not in ranks]
+    names = [one.name for one in objectives]
+    fields = list(dict.fromkeys(key for row in rows for key in row if key not in (*names, "state")))
+    shown = [
+        (
+            str(ranks.get(i, "")),
+            *(_objective_text(rows[i].get(one.name), one) for one in objectives),
+            str(rows[i].get("state", "")),
+            *(_field_text(rows[i].get(name)) for name in fields),
+        )
+        for i in order[:top]
     ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    bold = {(i, j) for i, row in enumerate(shown) if row[0] == "1" for j in range(1, 1 + len(objectives))}
+    header = (
+        "rank" if len(objectives) == 1 else "front",
+        *(f"{one.name}, %" if one.share else one.name for one in objectives),
+        "state",
+        *map(str, fields),
+    )
+    words = {j for j in range(len(header)) if not all(_is_number(row[j]) for row in shown)}
+    return Listing(
+        title, header, shown, frozenset(bold), frozenset(words - {*range(1, 1 + len(objectives))}), best_first=True
+    )
 
 
-def to_latex(space: Space, table: pd.DataFrame) -> str:
-    """The table in LaTeX; needs the package booktabs."""
-    frame = texts(space, table).rename_axis(index=None, columns=None)
-    plain = {str(name): str(name).replace("_", r"\_") for name in [*frame.index, *frame.columns]}
-    frame = frame.rename(index=plain, columns=plain).map(lambda text: text.replace("±", r"$\pm$"))
-    head = " & ".join([f"{space.rows[0]} $\\backslash$ {space.columns[0]}", *map(str, frame.columns)])
-    body = "".join(f"{row} & {' & '.join(values)} \\\\\n" for row, values in frame.iterrows())
-    columns = "l" + "r" * len(frame.columns)
-    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+def importance_table(importance: Mapping[str, float], title: str = "") -> Listing:
+    """How much of a search's scatter each field explains, in per cent, the most important first."""
+    ordered = sorted(importance.items(), key=lambda item: (-_or(item[1], -math.inf), item[0]))
+    rows = [(name, "-" if math.isnan(_number(share)) else f"{100 * share:.1f}") for name, share in ordered]
+    return Listing(title, ("field", "importance, %"), rows)
+
+
+def agreement_table(agreements: Mapping[int, Agreement], title: str = "") -> Listing:
+    """Kendall's tau between the order at each rung and the final one, its 95 % interval, the trials behind it."""
+    rows = [
+        (
+            str(rung),
+            _or_dash(one.tau),
+            "-" if math.isnan(_number(one.low)) else f"{one.low:.2f} to {one.high:.2f}",
+            str(one.n),
+        )
+        for rung, one in sorted(agreements.items())
+    ]
+    return Listing(title, ("rung, epoch", "tau", "95 % interval", "trials"), rows)
+
+
+def _names(axis: Axis, found: Iterable[str]) -> list[str]:
+    """The axis's names, each once, and after them those that it does not have."""
+    return list(dict.fromkeys([*(axis[1] or ()), *found]))
+
+
+def _has_value(entry: Entry) -> bool:
+    return entry.state == "done" and not math.isnan(_number(entry.value))
+
+
+def _values(entries: Iterable[Entry]) -> list[float]:
+    return [_number(entry.value) for entry in entries if _has_value(entry)]
+
+
+def _number(value: object) -> float:
+    """A float; NaN for what is none."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _or(value: float, otherwise: float) -> float:
+    return otherwise if math.isnan(_number(value)) else value
+
+
+def _or_dash(value: float) -> str:
+    return "-" if math.isnan(_number(value)) else f"{value:.2f}"
+
+
+def _is_number(text: str) -> bool:
+    return text in ("", "-") or not math.isnan(_number(text))
+
+
+def _results_version(code_version: str) -> str:
+    """`r2` of `0.1.0+r2.g1a2b3c4`."""
+    found = re.search(r"\+(r\d+)(?=\.|$)", code_version)
+    return found[1] if found else "unknown"
+
+
+def _counted(counts: Mapping[str, int], last: str = "") -> str:
+    """`r1 (3 trials) and r2 (46 trials)`, in the order of their numbers."""
+    shown = [f"{name} ({_trials(counts[name])})" for name in sorted(counts, key=_natural)]
+    if last:
+        return f"{', '.join(shown[:-1])} {last} {shown[-1]}"
+    return ", ".join(shown)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key under which r2 comes before r10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"
+
+
+def _signed(row: Mapping[str, Any], objective: Objective) -> float:
+    """The objective so that more is better."""
+    return _number(row.get(objective.name)) * (1 if objective.maximise else -1)
+
+
+def _ranks(values: list[list[float]], objectives: Sequence[Objective]) -> dict[int, int]:
+    """Rank by index, of the trials that have every objective."""
+    known = [i for i, numbers in enumerate(values) if not any(map(math.isnan, numbers))]
+    better = {i: [x if one.maximise else -x for x, one in zip(values[i], objectives, strict=True)] for i in known}
+    if len(objectives) == 1:
+        return {i: 1 + sum(better[j][0] > better[i][0] for j in known) for i in known}
+    ranks: dict[int, int] = {}
+    front = 0
+    while known:
+        front += 1
+        for place in pareto_front([(better[i][0], -better[i][1]) for i in known]):
+            ranks[known[place]] = front
+        known = [i for i in known if i not in ranks]
+    return ranks
+
+
+def _objective_text(value: object, objective: Objective) -> str:
+    number = _number(value)
+    if math.isnan(number):
+        return "-"
+    return f"{100 * number:.1f}" if objective.share else _field_text(number)
+
+
+def _field_text(value: object) -> str:
+    """A choice: three digits say enough of a number that was drawn."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(_field_text, value))
+    return str(value)
+
+
+def _width(table: Table) -> int:
+    """Characters that a table takes where there is room for it; the title wraps and does not count."""
+    console = Console(width=100_000)
+    plain, table.title = table.title, None
+    try:
+        return Measurement.get(console, console.options, table).maximum
+    finally:
+        table.title = plain
+
+
+def _broken(text: str) -> str:
+    """A cell's text on several short lines."""
+    return re.sub(r" (?=\(n=)|(?<=_)(?=.)", "\n", text.replace(" ± ", "\n±"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _strong(text: str) -> str:
+    return f"**{text}**" if text else text
+
+
+def _markdown(text: str) -> str:
+    r"""Text as it stands, in a table of Markdown: a `|` would end the cell, others would start something.
+
+    Underscores within a word start nothing and stay: `pitch_shift`.
+    """
+    return re.sub(r"[\\`*\[\]<>~$|]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)", r"\\\g<0>", _one_line(text))
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "×": r"$\times$", "τ": r"$\tau$", "–": "--",
+    # After a row's end, \\, a star or a bracket would be an option of it.
+    "[": "{[}", "]": "{]}", "*": "{*}",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    """Text as it stands, in LaTeX."""
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))

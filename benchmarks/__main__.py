@@ -8,6 +8,7 @@ from clar.errors import near
 BENCHMARKS = {
     "augment": "clips per second of each augmentation, beside librosa and torch-audiomentations",
     "data": "decoding, opening and reading a clip store, beside a plain soundfile loop",
+    "sweep": "what a sweep costs beside its trials: time a trial, memory, the table of finished ones",
 }
 
 

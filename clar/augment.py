@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf, log, pi
+from math import inf, log, log10, pi
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from scipy.fft import next_fast_len
 from torch import Generator, Tensor
 
 from clar import vocoder
-from clar.config import Variant
+from clar.config import STRONGEST, Variant
 from clar.errors import UserError, near
 
 SAMPLE_RATE = 16_000
@@ -328,6 +328,9 @@ class Augmentation(ABC):
     """
 
     probability: float = 0.5
+    strength: float = 1.0
+    """Share of its range that each parameter is drawn from, counted from where it changes nothing; 1 is the paper's
+    range. At 0 nothing is changed, and nothing drawn."""
 
     @abstractmethod
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
@@ -345,6 +348,8 @@ class Augmentation(ABC):
             ValueError: wrong shape or dtype.
         """
         _check(clips_BT)
+        if not (self.probability and self.strength):
+            return clips_BT.clone()
         B, T = clips_BT.shape
         chosen_B = _rand(B, generator, clips_BT.device) < self.probability
         index = chosen_B.nonzero().squeeze(1)
@@ -366,7 +371,8 @@ class PitchShift(Augmentation):
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Semitones."""
-        return (_uniform(B, *self.semitones, generator, device),)
+        low, high = (self.strength * semitones for semitones in self.semitones)
+        return (_uniform(B, low, high, generator, device),)
 
     def apply(self, clips_BT: Tensor, generator: Generator, *parameters: Tensor) -> Tensor:
         """See pitch_shift."""
@@ -384,7 +390,7 @@ class Fade(Augmentation):
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Samples of the fade-in, of the fade-out, index of the shape."""
-        longest = int(self.longest * T)
+        longest = min(T, int(self.strength * self.longest * T))
         sides = (_integers(B, 0, longest, generator, device) for _ in range(2))
         return (*sides, _integers(B, 0, self.shapes - 1, generator, device))
 
@@ -396,13 +402,13 @@ class Fade(Augmentation):
 
 @dataclass(frozen=True)
 class WhiteNoise(Augmentation):
-    """White noise at a uniform signal-to-noise ratio in dB."""
+    """White noise at a uniform signal-to-noise ratio in dB. Strength scales the noise's amplitude."""
 
     snr_db: tuple[float, float] = (0, 20)
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Signal-to-noise ratio, dB."""
-        return (_uniform(B, *self.snr_db, generator, device),)
+        return (_snr_db(B, self.snr_db, self.strength, generator, device),)
 
     def apply(self, clips_BT: Tensor, generator: Generator, *parameters: Tensor) -> Tensor:
         """See white_noise."""
@@ -412,7 +418,7 @@ class WhiteNoise(Augmentation):
 
 @dataclass(frozen=True)
 class MixedNoise(Augmentation):
-    """White, pink or brown noise, each as often, at a uniform signal-to-noise ratio in dB."""
+    """White, pink or brown noise, each as often, at a uniform SNR in dB. Strength scales the noise's amplitude."""
 
     snr_db: tuple[float, float] = (0, 20)
     colours: tuple[str, ...] = COLOURS
@@ -420,7 +426,7 @@ class MixedNoise(Augmentation):
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Signal-to-noise ratio in dB, index of the colour."""
         known = torch.tensor([COLOURS.index(colour) for colour in self.colours], device=device)
-        snr_db_B = _uniform(B, *self.snr_db, generator, device)
+        snr_db_B = _snr_db(B, self.snr_db, self.strength, generator, device)
         return snr_db_B, known[_integers(B, 0, len(known) - 1, generator, device)]
 
     def apply(self, clips_BT: Tensor, generator: Generator, *parameters: Tensor) -> Tensor:
@@ -440,7 +446,7 @@ class TimeMask(Augmentation):
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Start and length in samples, level of the noise in dB or -inf."""
-        longest = int(self.longest * T)
+        longest = min(T, int(self.strength * self.longest * T))
         length_B = _integers(B, min(1, longest), longest, generator, device)
         start_B = (_rand(B, generator, device).double() * (T - length_B + 1)).long()
         noisy_B = _rand(B, generator, device) < 0.5
@@ -454,20 +460,24 @@ class TimeMask(Augmentation):
 
 @dataclass(frozen=True)
 class TimeShift(Augmentation):
-    """Roll by a uniform number of samples, either way."""
+    """Roll by a uniform number of samples, either way. At strength 1 every place is as likely; more adds nothing."""
 
     furthest: float = 0.5
     """Share of the clip."""
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Samples; positive is later."""
-        furthest = int(self.furthest * T)
+        furthest = int(self.strength * self.furthest * T)
         return (_integers(B, -furthest, furthest, generator, device),)
 
     def apply(self, clips_BT: Tensor, generator: Generator, *parameters: Tensor) -> Tensor:
         """See time_shift."""
         (shifts_B,) = parameters
         return time_shift(clips_BT, shifts_B)
+
+
+SLOWEST = 0.25
+"""Rate below which no strength stretches: strength 2 would begin at 0, at which a clip never ends."""
 
 
 @dataclass(frozen=True)
@@ -479,7 +489,8 @@ class TimeStretch(Augmentation):
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Rate."""
-        return (_uniform(B, *self.rate, generator, device),)
+        low, high = (max(SLOWEST, 1 + self.strength * (rate - 1)) for rate in self.rate)
+        return (_uniform(B, low, high, generator, device),)
 
     def apply(self, clips_BT: Tensor, generator: Generator, *parameters: Tensor) -> Tensor:
         """See time_stretch."""
@@ -521,23 +532,30 @@ class Compose:
         return f"Compose({' > '.join(map(repr, self.augmentations)) or 'nothing'})"
 
 
-def compose(names: Sequence[str], sample_rate: int, probability: float = 0.5, variant: Variant = "paper") -> Compose:
+def compose(
+    names: Sequence[str],
+    sample_rate: int,
+    probability: float | Sequence[float] = 0.5,
+    variant: Variant = "paper",
+    strength: float | Sequence[float] = 1.0,
+) -> Compose:
     """The augmentations of these short names, applied in this order.
 
     Args:
         names: of REGISTRY.
         sample_rate: hertz.
-        probability: of each augmentation, for each clip.
+        probability: of each augmentation, for each clip: one number for all, or one for each.
         variant: "released" fades in five shapes instead of three. The released code's other departures are errors and
             not copied.
+        strength: of each augmentation, 0 to STRONGEST: one number for all, or one for each. See `Augmentation`.
 
     Raises:
-        UserError: an unknown name, or a probability outside 0 to 1.
+        UserError: an unknown name, a probability or strength out of range, or not one number for each augmentation.
     """
-    if not 0 <= probability <= 1:
-        raise UserError(f"augmentation probability = {probability}: must lie between 0 and 1")
+    probabilities = _one_each("probability", probability, len(names), 1)
+    strengths = _one_each("strength", strength, len(names), STRONGEST)
     augmentations = []
-    for name in names:
+    for name, coin, amount in zip(names, probabilities, strengths, strict=True):
         if name not in REGISTRY:
             raise UserError(f"no augmentation {name!r}{near(name, REGISTRY)}")
         options: dict[str, Any] = {}
@@ -545,13 +563,26 @@ def compose(names: Sequence[str], sample_rate: int, probability: float = 0.5, va
             options["sample_rate"] = sample_rate
         if name == "fade" and variant == "released":
             options["shapes"] = len(FADE_SHAPES)
-        augmentations.append(REGISTRY[name](probability=probability, **options))
+        augmentations.append(REGISTRY[name](probability=coin, strength=amount, **options))
     return Compose(tuple(augmentations))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Helpers
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _one_each(what: str, numbers: float | Sequence[float], count: int, largest: float) -> list[float]:
+    """One number for each of `count` augmentations."""
+    given = list(numbers) if isinstance(numbers, Sequence) else [numbers]
+    for number in given:
+        if not 0 <= number <= largest:
+            raise UserError(f"augmentation {what} = {number}: must lie between 0 and {largest:g}")
+    if len(given) == 1:
+        return given * count
+    if len(given) != count:
+        raise UserError(f"augmentation {what}: needs one number, or one for each of the {count}; got {len(given)}")
+    return given
 
 
 def _check(clips_BT: Tensor, **parameters: Tensor) -> None:
@@ -590,3 +621,11 @@ def _uniform(B: int, low: float, high: float, generator: Generator, device: torc
 def _integers(B: int, low: int, high: int, generator: Generator, device: torch.device) -> Tensor:
     """Uniform over low ... high, both included."""
     return torch.randint(low, high + 1, (B,), generator=generator, device=generator.device).to(device)
+
+
+def _snr_db(
+    B: int, range_db: tuple[float, float], strength: float, generator: Generator, device: torch.device
+) -> Tensor:
+    """Uniform signal-to-noise ratios, moved so that the noise's amplitude is `strength` times what it would be."""
+    low, high = (snr_db - 20 * log10(strength) for snr_db in range_db)
+    return _uniform(B, low, high, generator, device)

@@ -1,5 +1,6 @@
 """What the commands share: options, how a trial's configuration comes together, and how mistakes are reported."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -56,6 +57,15 @@ def command(app: typer.Typer) -> int:
         # once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "a disk"
+        print(
+            f"error: {where}: {error.strerror}; nothing finished is lost: make room, and the same command goes on",
+            file=sys.stderr,
+        )
+        return 1
     except Exception as error:
         return _usage_error(error)
 

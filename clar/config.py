@@ -5,28 +5,52 @@ A trial is a plain value. An ablation is a base with some fields changed: `base.
 
 import hashlib
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from clar.errors import UserError, near
 
 AUGMENTATIONS = ("pitch_shift", "fade", "white_noise", "mixed_noise", "time_mask", "time_shift", "time_stretch")
 """Short names of the paper's seven augmentations, in the paper's order: the axes of its 7 x 7 table."""
 
-RESULTS_VERSION = 1
+STRONGEST = 2.0
+"""Largest `augmentation_strength`: fades over the whole clip from each side, shifts by 30 semitones."""
+
+RESULTS_VERSION = 2
 """Raised with every change of the code that changes what a trial computes: older results are then trained again."""
 
 Input = Literal["spectrogram", "raw"]
-Loss = Literal["clar", "self_supervised", "supervised"]
+Loss = Literal["clar", "self_supervised", "supervised", "finetune"]
+"""`finetune`: self-supervised pre-training, then supervised training of that encoder."""
+
 Optimizer = Literal["lars", "adamw"]
 Precision = Literal["float32", "bf16"]
 Variant = Literal["paper", "released"]
 """`paper`: as published. `released`: as the authors' public code does it, where that differs."""
 
+WINDOW_MS = {"paper": 16.0, "released": 128.0}
+"""Each front end's own STFT window, where `window_ms` says none."""
+
+HOP_MS = 8.0
+"""Both front ends' own STFT stride."""
+
+_FINETUNE = ("finetune_epochs", "finetune_learning_rate")
+
 
 class TrialConfig(BaseModel):
-    """One training trial. Defaults are the paper's; all fields enter the trial's identity.
+    """One training trial. Defaults are the paper's; every field that matters enters the trial's identity.
 
     Raises:
         UserError: a field is unknown, or its value has the wrong type or lies outside its range.
@@ -38,7 +62,12 @@ class TrialConfig(BaseModel):
     input: Input = "spectrogram"
     loss: Loss = "clar"
     augmentations: tuple[str, ...] = Field(("fade", "time_mask"), description="short names, applied in this order")
-    augmentation_probability: float = Field(0.5, ge=0, le=1, description="of each augmentation, for each clip and view")
+    augmentation_probability: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        (0.5,), description="for each clip and view: one number for all augmentations, or one for each in order"
+    )
+    augmentation_strength: tuple[Annotated[float, Field(ge=0, le=STRONGEST)], ...] = Field(
+        (1.0,), description="of the paper's range: one number for all augmentations, or one for each; 0 is none of it"
+    )
     fade_shapes: Variant = Field("paper", description="paper: three shapes of fade; released: five")
     label_fraction: float = Field(1.0, gt=0, le=1, description="share of the training labels that may be seen")
     seed: int = Field(0, ge=0, lt=2**63)
@@ -51,6 +80,8 @@ class TrialConfig(BaseModel):
     warmup_epochs: int = Field(10, ge=0, description="linear warm-up, then cosine decay to 0")
     temperature: float = Field(0.5, gt=0, description="of NT-Xent")
     precision: Precision = "float32"
+    finetune_epochs: int = Field(100, ge=1, description="supervised epochs after the pre-training, for loss=finetune")
+    finetune_learning_rate: float = Field(0.1, gt=0, description="of those epochs: cosine decay to 0, no warm-up")
 
     front_end: Variant = "paper"
     window_ms: float | None = Field(
@@ -83,6 +114,23 @@ class TrialConfig(BaseModel):
                 raise ValueError(f"no augmentation {name!r}{near(name, AUGMENTATIONS)}")
         return names
 
+    @field_validator("augmentation_probability", "augmentation_strength", mode="before")
+    @classmethod
+    def _bare_number(cls, numbers: Any) -> Any:
+        return tuple(numbers) if isinstance(numbers, list | tuple) else (numbers,)
+
+    @field_validator("augmentation_probability", "augmentation_strength")
+    @classmethod
+    def _one_or_one_each(cls, numbers: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        count = len(info.data.get("augmentations", numbers))  # absent where they were refused themselves
+        if not numbers or len(numbers) not in (1, count):
+            raise ValueError(f"needs one number, or one for each of the {count} augmentations; got {len(numbers)}")
+        return numbers[:1] if len(set(numbers)) == 1 else numbers
+
+    @field_serializer("augmentation_probability", "augmentation_strength", when_used="json")
+    def _plain_number(self, numbers: tuple[float, ...]) -> float | tuple[float, ...]:
+        return numbers[0] if len(numbers) == 1 else numbers
+
     @field_validator("encoder_blocks")
     @classmethod
     def _four_stages(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
@@ -102,25 +150,108 @@ class TrialConfig(BaseModel):
 
     def differences(self) -> dict[str, Any]:
         """The fields that differ from the defaults, as JSON values: what makes this trial this trial."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+        changed = {name for name, field in TrialConfig.model_fields.items() if getattr(self, name) != field.default}
+        return self.model_dump(mode="json", include=changed)
 
-    def identity(self, data_fingerprint: str = "") -> str:
+    @property
+    def stage_epochs(self) -> int:
+        """Epochs that this trial trains itself; its pre-training's are not among them."""
+        if self.loss == "finetune":
+            return self.finetune_epochs
+        return 0 if self.pretraining() else self.epochs
+
+    def pretraining(self) -> "TrialConfig | None":
+        """The trial whose encoder this one starts from; None where it starts from random weights.
+
+        Self-supervised training sees no labels, so all label fractions share one pre-training: with label_fraction
+        below 1 a self-supervised trial trains nothing and probes that encoder with its share of the labels.
+        """
+        if self.loss == "finetune":
+            stage_two = {name: TrialConfig.model_fields[name].default for name in _FINETUNE}
+            return self.but(loss="self_supervised", label_fraction=1.0, **stage_two)
+        if self.loss == "self_supervised" and self.label_fraction < 1:
+            return self.but(label_fraction=1.0)
+        return None
+
+    def canonical(self) -> "TrialConfig":
+        """This trial with everything that cannot influence its result in one form: equal results, equal canonical.
+
+        Fields without influence are at their defaults, augmentations that never act are gone, and numbers that say what
+        would be so anyway (the front end's own window, a probe less often than the last epoch) say it in one way.
+        """
+        changes: dict[str, Any] = {name: TrialConfig.model_fields[name].default for name in self.idle_fields()}
+        acting = self._acting_augmentations()
+        if acting and len(acting) < len(self.augmentations):
+            names, probabilities, strengths = zip(*acting, strict=True)
+            changes |= {"augmentations": names}
+            changes |= {"augmentation_probability": probabilities, "augmentation_strength": strengths}
+        elif not acting and "augmentations" not in changes:
+            changes["augmentations"] = ()
+        if "window_ms" not in changes and self.window_ms == WINDOW_MS[self.front_end]:
+            changes["window_ms"] = None
+        if "hop_ms" not in changes and self.hop_ms == HOP_MS:
+            changes["hop_ms"] = None
+        if "probe_every" not in changes:
+            longest = max(self.epochs, self.finetune_epochs if self.loss == "finetune" else 1)
+            changes["probe_every"] = min(self.probe_every, longest)
+        return self.but(**changes)
+
+    def idle_fields(self) -> frozenset[str]:
+        """Names of the fields that cannot influence this trial's result, whatever their value."""
+        idle: set[str] = set()
+        finetune = self.loss == "finetune"
+        if self.input == "raw":
+            idle |= {"front_end", "window_ms", "hop_ms", "bins"}
+        if self.loss == "supervised":
+            idle |= {"temperature", "projection_dim"}
+        if not finetune:
+            idle |= set(_FINETUNE)
+        if self.epochs == 0:
+            # The untrained encoder: nothing steps, unless it is fine-tuned.
+            idle |= {"learning_rate", "warmup_epochs", "temperature"}
+            if not finetune:
+                idle |= {"batch_size", "optimizer", "weight_decay", "probe_every", "augmentations"}
+            if self.loss == "self_supervised":
+                idle |= {"head", "projection_hidden", "projection_dim"}
+            if finetune:
+                idle.add("projection_dim")
+        acting = [name for name, *_ in self._acting_augmentations()]
+        if not acting or "augmentations" in idle:
+            idle |= {"augmentation_probability", "augmentation_strength"}
+        if "fade" not in acting or "augmentations" in idle:
+            idle.add("fade_shapes")
+        return frozenset(idle)
+
+    def _acting_augmentations(self) -> list[tuple[str, float, float]]:
+        """Name, probability and strength of each augmentation that ever changes a clip."""
+        count = len(self.augmentations)
+        probabilities, strengths = (
+            numbers * count if len(numbers) == 1 else numbers
+            for numbers in (self.augmentation_probability, self.augmentation_strength)
+        )
+        every = zip(self.augmentations, probabilities, strengths, strict=True)
+        return [(name, probability, strength) for name, probability, strength in every if probability and strength]
+
+    def identity(self, data_fingerprint: str = "", version: int = RESULTS_VERSION) -> str:
         """16 hex digits, equal for equal trials on any machine.
 
-        A hash of what differs from the defaults, so a field added later, at its default, changes no identity.
+        A hash of what of `canonical` differs from the defaults, so a field added later, at its default, changes no
+        identity, and neither does one that does not matter for this trial.
 
         Args:
             data_fingerprint: `ClipStore.fingerprint`; with it the same trial on other data is another trial.
+            version: of the results; an older one finds what an older version of the code left.
         """
-        content = {"version": RESULTS_VERSION, "data": data_fingerprint, "trial": self.differences()}
+        content = {"version": version, "data": data_fingerprint, "trial": self.canonical().differences()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def title(self, base: "TrialConfig | None" = None) -> str:
         """The trial in a few words: `fade > time_mask, seed 0`; with a base, also what else differs from it."""
         shown = [" > ".join(self.augmentations) or "no augmentation"]
+        idle = {"augmentations", "seed", *self.idle_fields()}
         for name, value in self.model_dump().items() if base else ():
-            if name not in ("augmentations", "seed") and value != getattr(base, name):
-                shown.append(f"{name} {value}")
+            if name not in idle and value != getattr(base, name):
+                shown.append(f"{name} {','.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}")
         return ", ".join([*shown, f"seed {self.seed}"])
 
     def check_batch(self, training_clips: int) -> None:
@@ -129,11 +260,25 @@ class TrialConfig(BaseModel):
         Raises:
             UserError: the batch is larger than the training set.
         """
-        if self.epochs and self.batch_size > training_clips:
+        if (self.epochs or self.stage_epochs) and self.batch_size > training_clips:
             raise UserError(
                 f"batch_size = {self.batch_size} is more than the {training_clips} training clips of {self.dataset}; "
                 f"lower it"
             )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a trial is given to run with. None of it changes what the trial is, so none of it enters its identity.
+
+    `threads` are torch's; with another number the last bits of a result may differ.
+    """
+
+    device: str
+    threads: int
+    storage: Path
+    store: Path
+    code_version: str
 
 
 # Released code, epochs over its four GPUs together: a step here sees as many clips as a step there.
@@ -160,6 +305,8 @@ _DEMO: dict[str, Any] = {
     "bins": 64,
     "encoder_width": 16,
     "encoder_blocks": (1, 1, 1, 1),
+    "finetune_epochs": 2,
+    "finetune_learning_rate": 1e-3,
 }
 
 PRESETS = ("demo", "paper")
@@ -205,6 +352,11 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         else:
             fields[name] = text
     return fields
+
+
+def _short(value: Any) -> str:
+    """A value as a title shows it: of a number drawn at random, four digits say enough."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _one_line(error: ValidationError) -> str:

@@ -11,7 +11,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clar.config import Input, Variant
+from clar.config import HOP_MS, WINDOW_MS, Input, Variant
 from clar.errors import UserError
 
 # Power below which a bin counts as silent. The released code's floor; the paper names none, and log 0 is -inf.
@@ -75,8 +75,8 @@ class Spectrogram(nn.Module):
         self, sample_rate: int, *, front_end: Variant, window_ms: float | None, hop_ms: float | None, bins: int
     ) -> None:
         super().__init__()
-        window_ms = window_ms or (16.0 if front_end == "paper" else 128.0)
-        hop_ms = hop_ms or 8.0
+        window_ms = window_ms or WINDOW_MS[front_end]
+        hop_ms = hop_ms or HOP_MS
         self.window_length = round(sample_rate * window_ms / 1000)
         self.hop_length = round(sample_rate * hop_ms / 1000)
         if self.window_length < 4 or self.hop_length < 1:

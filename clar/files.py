@@ -23,8 +23,27 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
         content: bytes, text (UTF-8), or a function that writes to the open binary file.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; `path` is then as it was before.
+        OSError: the disk is full or the folder cannot be written; it names `path`, which is then as it was before.
     """
+    try:
+        _write(path, content)
+    except OSError as error:
+        raise _naming(path, error) from error
+    except RuntimeError as error:
+        # torch.save says of a full disk that a stream writer failed, and keeps the reason in the exception's context.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise _naming(path, cause) from error
+
+
+def _naming(path: Path, error: OSError) -> OSError:
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def _write(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer: two processes may write the same path at the same time.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

@@ -6,19 +6,29 @@ A storage is a folder; each trial has its own below `trials/`, named by its iden
     checkpoint.pt        where it stands; gone once it is done
     epochs.json          the record of every finished epoch
     log.txt              a line an epoch, and the traceback of a failure
+    failure.json         why it stopped last time; gone once it goes on
     encoder.safetensors  the trained encoder
     result.json          written last: a trial that has one is done
+
+Each sweep has one below `sweeps/`, with its table, and `sweep.json`, which says what it is. Locks lie below `locks/`,
+and trials that were trained anew below `replaced/`.
 
 These files are the truth. Tables and MLflow are written from them.
 """
 
 import json
-from collections.abc import Sequence
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from clar.config import TrialConfig
+from filelock import FileLock, Timeout
+
+from clar.config import RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
 from clar.files import write_json
 
@@ -43,7 +53,8 @@ class TrialResult:
     """What a finished trial found. Accuracies are shares, 0 to 1; seconds count over all restarts.
 
     `valid_top1` chose the probe's penalty; test was looked at once, after that. `head_test_top1` is the trained head's
-    own accuracy, None for a self-supervised trial, whose head knows no classes.
+    own accuracy, None for a self-supervised trial, whose head knows no classes. Epochs and seconds are the trial's own,
+    without those of its pre-training, which is another trial.
     """
 
     test_top1: float
@@ -79,28 +90,118 @@ class TrialFolder:
         storage: the storage's folder.
         config: the trial.
         data_fingerprint: of the data that it trains on.
+        version: of the results; an older one finds what an older version of the code left.
     """
 
-    def __init__(self, storage: Path, config: TrialConfig, data_fingerprint: str) -> None:
-        self.config, self.data_fingerprint = config, data_fingerprint
-        self.identity = config.identity(data_fingerprint)
-        self.path = storage / "trials" / self.identity
-        self.log, self.lock = self.path / "log.txt", self.path / ".lock"
+    def __init__(
+        self, storage: Path, config: TrialConfig, data_fingerprint: str, version: int = RESULTS_VERSION
+    ) -> None:
+        self.storage, self.config, self.data_fingerprint, self.version = storage, config, data_fingerprint, version
+        self._place(config.identity(data_fingerprint, version))
+
+    def _place(self, identity: str) -> None:
+        self.identity = identity
+        self.path = self.storage / "trials" / identity
+        self.log = self.path / "log.txt"
+        # Outside the folder, which `archive` moves away: whoever waits for the lock waits for the one that counts.
+        self.lock = self.storage / "locks" / f"{identity}.lock"
+
+    @classmethod
+    def open(cls, storage: Path, identity: str) -> Self:
+        """The folder of a trial that has begun, from what it says about itself.
+
+        Raises:
+            UserError: there is none, or its `config.json` is damaged.
+        """
+        path = storage / "trials" / identity / "config.json"
+        try:
+            content = json.loads(path.read_text())
+            config, version = TrialConfig(**content["config"]), content.get("results_version", 1)
+            folder = cls(storage, config, content["dataset_fingerprint"], version)
+        except FileNotFoundError:
+            raise UserError(f"{storage} holds no trial {identity}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete its folder to train this trial again") from error
+        if folder.identity != identity:
+            if version == RESULTS_VERSION:
+                raise UserError(f"{path} is of trial {folder.identity}, not of {identity}: edited by hand, or moved")
+            folder._place(identity)  # an older version hashed otherwise
+        return folder
+
+    def pretraining(self) -> "TrialFolder | None":
+        """The folder of the trial whose encoder this one starts from, None where it starts from random weights."""
+        config = self.config.pretraining()
+        return TrialFolder(self.storage, config, self.data_fingerprint, self.version) if config else None
 
     def begin(self, code_version: str) -> None:
-        """Write down what the trial is, before it starts."""
+        """Write down what the trial is, before it starts or goes on. An earlier failure is forgotten, but counted."""
+        failed = self._attempts()
         content = {
             "identity": self.identity,
             "dataset_fingerprint": self.data_fingerprint,
             "code_version": code_version,
+            "results_version": self.version,
+            "run": self.run_token() or secrets.token_hex(8),
+            "failed_attempts": failed,
             "config": self.config.model_dump(mode="json"),
         }
         write_json(self.path / "config.json", content)
+        (self.path / "failure.json").unlink(missing_ok=True)
 
     def code_version(self) -> str:
         """Version of the code that began the trial; empty where it has not begun."""
-        path = self.path / "config.json"
-        return json.loads(path.read_text())["code_version"] if path.exists() else ""
+        return str(self._read("config.json").get("code_version", ""))
+
+    def run_token(self) -> str:
+        """16 hex digits of this very training, kept when it goes on, new after `archive`; empty where it has not begun.
+
+        Two storages may both train a trial; its identity is the same in both, this is not.
+        """
+        return str(self._read("config.json").get("run", ""))
+
+    def write_failure(self, reason: str) -> None:
+        """Keep why the trial stopped, until it begins again."""
+        write_json(self.path / "failure.json", {"reason": reason, "attempts": self._attempts() + 1})
+
+    def failure(self) -> str | None:
+        """Why the trial stopped last time, None where it did not fail or has gone on since."""
+        reason = self._read("failure.json").get("reason")
+        return None if reason is None or (self.path / "result.json").exists() else str(reason)
+
+    def _attempts(self) -> int:
+        """How often the trial has failed up to now."""
+        failure = self._read("failure.json")
+        return int(
+            failure["attempts"] if "attempts" in failure else self._read("config.json").get("failed_attempts", 0)
+        )
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """A file's content; empty where there is none, or none that can be read."""
+        try:
+            content = json.loads((self.path / name).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def archive(self) -> None:
+        """Move the folder to `replaced/<identity>-<n>` of the storage: the trial begins anew, and nothing is lost.
+
+        Raises:
+            UserError: a process is training the trial at this moment.
+        """
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.lock, timeout=0):
+                if not self.path.exists():
+                    return
+                replaced = self.storage / "replaced"
+                replaced.mkdir(parents=True, exist_ok=True)
+                count = 1
+                while (place := replaced / f"{self.identity}-{count}").exists():
+                    count += 1
+                self.path.rename(place)
+        except Timeout:
+            raise UserError(f"trial {self.identity} is being trained by another process; wait for it") from None
 
     def write_epochs(self, epochs: Sequence[EpochRecord]) -> None:
         """Keep the records of all finished epochs."""
@@ -135,3 +236,69 @@ class TrialFolder:
         """The end of the log, for an error message."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return "\n".join(lines[-count:])
+
+
+class SweepFolder:
+    """One sweep's folder in a storage: its tables, and `sweep.json`, from which all else about it can be rebuilt.
+
+    Args:
+        storage: the storage's folder.
+        name: of the sweep.
+        key: tells apart the same sweep with another base or on other data.
+    """
+
+    def __init__(self, storage: Path, name: str, key: str) -> None:
+        self.storage, self.name, self.key = storage, name, key
+        self.path = storage / "sweeps" / f"{name}-{key}"
+
+    @classmethod
+    def all(cls, storage: Path) -> "list[SweepFolder]":
+        """The sweeps of a storage, by name."""
+        names = sorted(path.parent.name for path in (storage / "sweeps").glob("*/sweep.json"))
+        return [cls(storage, *name.rpartition("-")[::2]) for name in names]
+
+    def write(self, about: dict[str, Any]) -> None:
+        """Keep what the sweep is and how it stands: JSON values."""
+        write_json(self.path / "sweep.json", about)
+
+    def read(self) -> dict[str, Any] | None:
+        """What `write` kept, None where there is nothing.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / "sweep.json"
+        try:
+            content = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); delete it and run the sweep again") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is damaged (no object); delete it and run the sweep again")
+        return content
+
+    @contextmanager
+    def driver(self) -> Iterator[None]:
+        """While a driver works on the sweep. Several may; the operating system ends it with the process that dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The token: containers that share a host's name may share a process number too.
+        path = self.path / f".driver-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}.lock"
+        with FileLock(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def drivers_alive(self) -> bool:
+        """Whether a driver works on the sweep, the caller's own included. Forgets drivers that died."""
+        alive = False
+        for path in self.path.glob(".driver-*.lock"):
+            try:
+                with FileLock(path, timeout=0):
+                    path.unlink(missing_ok=True)
+            except Timeout:
+                alive = True
+            except OSError:  # of another user, or just removed
+                alive = alive or path.exists()
+        return alive

@@ -1,4 +1,7 @@
-"""A sweep's file, read and checked, and the trials that it plans."""
+"""A sweep's file, read and checked, and the trials that it plans.
+
+A sweep is one study or, like the paper's, a union of several. A study is a grid of trials with its tables, or a search.
+"""
 
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -10,14 +13,35 @@ from typing import Any
 import search_spaces
 from clar.config import TrialConfig
 from clar.errors import UserError, near
+from clar.result import TrialResult
 
-Axis = tuple[str, tuple[str, ...]]
-"""What an axis of the table is called, and its values in order."""
+Axis = tuple[str, tuple[str, ...] | None]
+"""What an axis of the table is called, and its values in order; None: as the trials bring them."""
+
+METRICS = tuple(name for name in TrialResult.__dataclass_fields__ if name.endswith(("_top1", "_top5")))
+"""What a table can show."""
+
+_GRID, _SEARCH = ("trials", "cell", "ROWS", "COLUMNS"), ("suggest",)
 
 
 @dataclass(frozen=True)
-class Space:
-    """One sweep: which trials, and where each stands in the table. See `search_spaces` for the parts of its file."""
+class Search:
+    """The part of a study that is a search: what Optuna may choose, and how much of it.
+
+    Attributes:
+        suggest: from an Optuna trial and the base, one configuration.
+        trials: configurations in all, unless the command says otherwise.
+        generation: of which this many are chosen at a time.
+    """
+
+    suggest: Callable[[Any, TrialConfig], TrialConfig]
+    trials: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study: which trials, and where each stands in its tables. See `search_spaces` for the parts of its file."""
 
     name: str
     summary: str
@@ -26,38 +50,62 @@ class Space:
     cell: Callable[[TrialConfig], tuple[str, str]]
     rows: Axis
     columns: Axis
+    table: Callable[[TrialConfig], str]
+    curve: Callable[[TrialConfig], str | None] | None
+    metrics: tuple[str, ...]
+    search: Search | None = None
 
     def plan(self, base: TrialConfig, seeds: int, chosen: Iterable[str] = ()) -> list[TrialConfig]:
-        """The sweep's trials, seed by seed within each cell; a trial that is asked for twice is planned once.
+        """The study's trials, seed by seed within each cell; a trial that is asked for twice is planned once.
 
         Args:
             base: what the trials have in common.
             seeds: repeats of each, from the base's seed on.
-            chosen: fields that the user set, which the sweep must not silently set otherwise.
+            chosen: fields that the user set, which the study must not silently set otherwise.
 
         Raises:
-            UserError: the sweep varies a field that the user set, or one that a sweep cannot vary, or has a trial that
+            UserError: the study varies a field that the user set, or one that a study cannot vary, or has a trial that
                 its table has no cell for.
         """
         configs = list(self.trials(base))
-        for field in chosen:
-            if any(getattr(config, field) != getattr(base, field) for config in configs):
-                raise UserError(
-                    f"--set {field}={getattr(base, field)}: the sweep {self.name} varies {field} itself; "
-                    f"leave it out, or copy the sweep's file and change it"
-                )
+        self.check(configs, base, chosen)
         for config in configs:
-            for field, way in (("seed", "use --seeds"), ("dataset", "sweep over one data set at a time")):
-                if getattr(config, field) != getattr(base, field):
-                    raise UserError(f"sweep {self.name}: its trials must not set {field} themselves; {way}")
             row, column = self.cell(config)
-            if row not in self.rows[1] or column not in self.columns[1]:
+            if (self.rows[1] and row not in self.rows[1]) or (self.columns[1] and column not in self.columns[1]):
                 raise UserError(
-                    f"sweep {self.name}: {config.title(base)} has the cell ({row}, {column}), "
+                    f"study {self.name}: {config.title(base)} has the cell ({row}, {column}), "
                     f"which is not in ROWS x COLUMNS"
                 )
         planned = [config.but(seed=base.seed + repeat) for config in configs for repeat in range(seeds)]
         return list(dict.fromkeys(planned))
+
+    def check(self, configs: list[TrialConfig], base: TrialConfig, chosen: Iterable[str] = ()) -> None:
+        """See to it that the study changes no field that is not its to change.
+
+        Raises:
+            UserError: it does.
+        """
+        for field in chosen:
+            if any(getattr(config, field) != getattr(base, field) for config in configs):
+                raise UserError(
+                    f"--set {field}={getattr(base, field)}: the study {self.name} varies {field} itself; "
+                    f"leave it out, or copy the study's file and change it"
+                )
+        for config in configs:
+            if not isinstance(config, TrialConfig):
+                raise UserError(f"study {self.name}: gives {config!r}, which is no TrialConfig; write base.but(...)")
+            for field, way in (("seed", "use --seeds"), ("dataset", "name data sets with --dataset")):
+                if getattr(config, field) != getattr(base, field):
+                    raise UserError(f"study {self.name}: its trials must not set {field} themselves; {way}")
+
+
+@dataclass(frozen=True)
+class Space:
+    """A sweep: its studies, which share what they have in common."""
+
+    name: str
+    summary: str
+    studies: tuple[Study, ...]
 
 
 def available() -> dict[str, str]:
@@ -80,17 +128,44 @@ def load(name: str) -> Space:
         names = sorted(path.stem for path in folder.glob("[!_]*.py"))
         raise UserError(f"no sweep {name!r}{near(name, names)} `python -m clar.sweep --list` shows all")
     module = _module(path)
-    missing = [part for part in ("trials", "cell", "ROWS", "COLUMNS") if not hasattr(module, part)]
+    summary = (module.__doc__ or "").strip().partition("\n")[0]
+    if hasattr(module, "STUDIES"):
+        studies = [study for part in module.STUDIES if part != path.stem for study in load(part).studies]
+        return Space(path.stem, summary, tuple(studies))
+    return Space(path.stem, summary, (_study(path, module, summary),))
+
+
+def _study(path: Path, module: ModuleType, summary: str) -> Study:
+    search = hasattr(module, "suggest")
+    missing = [part for part in (_SEARCH if search else _GRID) if not hasattr(module, part)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; search_spaces/augmentations.py has an example of each")
-    return Space(
+    metrics = tuple(getattr(module, "METRICS", ("test_top1",)))
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(f"{path}: METRICS has {metric!r}, no number of a result{near(metric, METRICS)}")
+    if search:
+        return Study(
+            path.stem, summary, dict(getattr(module, "SETTINGS", {})),
+            trials=lambda base: (), cell=lambda trial: ("", ""), rows=("", ()), columns=("", ()),
+            table=lambda trial: trial.dataset, curve=None, metrics=metrics,
+            search=Search(module.suggest, getattr(module, "TRIALS", 40), getattr(module, "GENERATION", 8)),
+        )  # fmt: skip
+    for name in ("ROWS", "COLUMNS"):
+        axis = getattr(module, name)
+        if not (isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[0], str)):
+            raise UserError(f'{path}: {name} must be ("what it is called", ("its", "values")), not {axis!r}')
+    return Study(
         name=path.stem,
-        summary=(module.__doc__ or "").strip().partition("\n")[0],
+        summary=summary,
         settings=dict(getattr(module, "SETTINGS", {})),
         trials=module.trials,
         cell=module.cell,
         rows=module.ROWS,
         columns=module.COLUMNS,
+        table=getattr(module, "table", lambda trial: trial.dataset),
+        curve=getattr(module, "curve", None),
+        metrics=metrics,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command `python -m clar.sweep`: plan a sweep, run what is not done, print its table.
+"""The command `python -m clar.sweep`: plan a sweep, run what is not done, print its tables.
 
 The driver knows no tensor: workers train, the storage holds what they found, and everything here is read from there.
 """
@@ -9,7 +9,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from clar import datasets, space
+from clar import datasets, packing, space
 from clar.cli import (
     DataRoot,
-    Dataset,
     Preset,
     Seeds,
     Setting,
@@ -36,17 +35,21 @@ from clar.cli import (
     gpus_here,
     storage_path,
 )  # fmt: skip
-from clar.clips import ClipStore
-from clar.config import TrialConfig, parse_settings
+from clar.config import Runtime, TrialConfig, parse_settings
 from clar.errors import UserError
-from clar.files import write_atomically, write_json
-from clar.result import TrialFolder, TrialResult
+from clar.files import write_json
+from clar.packing import Share
+from clar.plan import Plan, check_batches, check_ways
+from clar.result import TrialFolder
+from clar.rounds import Budget, Goal, Halving, Precision
+from clar.search import Searching
 from clar.space import Space
 from clar.tracking import Tracker, default_uri
 
 _STARTED = time.time()
-_TRACKED = "tracked.json"
+_TRACKED, _FRESH = "tracked.json", "fresh.json"
 _TELL_SECONDS = 15.0
+_LOG_LINES = 3
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -54,7 +57,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     name: Annotated[str, typer.Argument(help="A sweep of --list, or a Python file.", show_default=False)] = "",
-    dataset: Dataset = "digits",
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Data set, default digits; repeatable, or several with commas.", show_default=False),
+    ] = None,
     preset: Preset = None,
     setting: Setting = None,
     seeds: Seeds = 1,
@@ -69,11 +75,45 @@ def main(
                      show_default=False),
     ] = None,
     gpus_per_trial: Annotated[
-        float | None,
-        typer.Option(min=0, help="GPUs of each trial, 0.25 for a quarter; default: 1 if there is one.",
-                     show_default=False),
+        str | None,
+        typer.Option(metavar="X|auto", help="GPUs of each trial, 0.25 for a quarter; auto: measure how many trials "
+                     "fit, or on a CPU how many threads are best; default: 1 if there is one.", show_default=False),
     ] = None,
     data_root: DataRoot = None,
+    halving: Annotated[bool, typer.Option("--halving", help="Stop the weaker trials early, rung by rung.")] = False,
+    rungs: Annotated[
+        str | None,
+        typer.Option(metavar="E,E", help="Epochs of the rungs; default: a quarter and half.", show_default=False),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of the trials that goes on at a rung.")] = 0.5,
+    precision: Annotated[
+        float | None,
+        typer.Option(metavar="POINTS", help="Add seeds to the cells that cannot be told from the best, until they can, "
+                     "or are known to ± POINTS.", show_default=False),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="N|Nh", help="Of --precision: trials in all, or GPU-hours.", show_default=False),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of a search: candidates.", show_default=False)] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=1, help="Of a search: candidates chosen at a time.", show_default=False)
+    ] = None,
+    objectives: Annotated[
+        str, typer.Option(help="Of a search: what it is to make best; valid_top1,gpu_seconds weighs cost too.")
+    ] = "valid_top1",
+    retries: Annotated[int, typer.Option(min=0, help="Tries of a trial that failed, from its checkpoint.")] = 2,
+    trial_timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="A trial that finishes no epoch for so long counts as hung, "
+                     "is ended and tried again.", show_default=False),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train all again; what was there is kept aside.")] = False,
+    accept_version: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Take results of this older results version as done; repeatable.",
+                     show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; start nothing.")] = False,
     show_list: Annotated[bool, typer.Option("--list", help="Show the sweeps that exist.")] = False,
 ) -> int:  # fmt: skip
@@ -86,70 +126,93 @@ def main(
     if not name:
         raise UserError("name a sweep; `python -m clar.sweep --list` shows all")
     chosen = space.load(name)
+    check_ways(chosen, seeds, halving, precision, budget, rungs)
     here = {"CPU": float(cpus_here()), "GPU": float(gpus_here())}
     with _cluster(address) if address else nullcontext(here) as resources:
         slots = Slots.of(resources, cpus_per_trial, gpus_per_trial)
-        base = configure(dataset, preset, setting or [], slots.gpus > 0, **chosen.settings)
+        settings, names = setting or [], _names(dataset)
+        fields = parse_settings(settings)
+        bases = {
+            study.name: [configure(one, preset, settings, slots.gpus > 0, **study.settings) for one in names]
+            for study in chosen.studies
+        }
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
-        configs = chosen.plan(base, seeds, parse_settings(setting or []))
-        if dry_run and data_root is None and not datasets.built(base.dataset):
-            _show_unprepared(chosen, configs, slots, console)
+        configs = [c for study in chosen.studies for base in bases[study.name] for c in study.plan(base, 1, fields)]
+        first = bases[chosen.studies[0].name]
+        stops = {base.dataset: Halving.of(base, _rungs(rungs), keep) for base in first} if halving else {}
+        searches = [
+            Searching(study, base, tuple(part.strip() for part in objectives.split(",")),
+                      trials or study.search.trials, generation or study.search.generation)
+            for study in chosen.studies if study.search for base in bases[study.name]
+        ]  # fmt: skip
+        if not searches and (trials or generation):
+            raise UserError(f"--trials and --generation: {chosen.name} is no search")
+        used = list(dict.fromkeys(base.dataset for base in first))
+        missing = [one for one in used if not datasets.built(one)]
+        if dry_run and data_root is None and missing:
+            _show_unprepared(chosen, configs, slots, missing, console)
             return 0
         place = storage_path(storage, make=not dry_run)
         before_data = time.time()
-        store = datasets.load(base.dataset, data_root)
+        stores = {one: datasets.load(one, data_root if datasets.takes_root(one) else None) for one in used}
+        if data_root and not any(map(datasets.takes_root, used)):
+            raise UserError(f"--data-root {data_root}: {', '.join(used)} take no folder; leave it out")
         data_seconds = time.time() - before_data
-        for config in configs:
-            config.check_batch(len(store.split("train")))
-        plan = Plan(chosen, base, place, store, [TrialFolder(place, config, store.fingerprint) for config in configs])
-        console.print(f"{chosen.name}: {plan.summary()}; {slots}", markup=False)
+        more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
+        plan = Plan(
+            chosen, bases, place, stores, seeds, tuple(fields), tuple(accept_version or ()), stops, searches, more
+        )
+        check_batches(plan)
+        shares = Shares(slots, plan, resources, address)
+        console.print(f"{chosen.name}: {plan.summary()}; {shares}", markup=False)
         if dry_run:
-            _show(plan, slots, console)
+            _show(plan, shares, console)
             return 0
-        uri = tracking_uri or default_uri(place)
-        tracker = Tracker(uri, chosen.name, place, base, plan.key, code_version(), console.print)
-        if not plan.open() and plan.tracked(uri):
-            _closing_lines(plan, _report(plan, console), uri, {}, {}, console)
-            return 0
-        watch: _Watch | None = None
-        with tracker:
-            if plan.open():
-                watch = _Watch(plan, slots, tracker, console, data_seconds)
-                with nullcontext() if address else _cluster(None, slots.total_cpus, slots.total_gpus):
-                    _run(plan, slots, watch)
-            files = _report(plan, console)
-            done = [folder for folder, _ in plan.finished()]
-            whole = len(done) == len(plan.folders)
-            tracker.finish(done, files, files[0].read_text(), watch.clock if watch else dict, whole)
-        if whole and tracker.complete:
-            plan.set_tracked(uri)
-    failures = watch.failures if watch else {}
-    _closing_lines(plan, files, uri, watch.clock() if watch else {}, failures, console)
-    return 0 if whole else 1
+        driver = _Driver(plan, shares, console, data_seconds, retries, trial_timeout)
+        return driver.run(tracking_uri or default_uri(place), address, fresh)
+
+
+def _names(dataset: list[str] | None) -> list[str]:
+    return [part.strip() for text in dataset or ["digits"] for part in text.split(",") if part.strip()] or ["digits"]
+
+
+def _rungs(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in (text or "").split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"--rungs {text}: epochs with commas between them, such as 4,8") from None
+
+
+def _interval() -> Callable[..., tuple[float, float, float]]:
+    from analysis.statistics import mean_interval
+
+    return mean_interval
 
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at a time, and what each gets."""
+    """How many trials run at a time, and what each gets, unless that is measured (`auto`)."""
 
     count: int
     cpus: int
     gpus: float
     total_cpus: int
     total_gpus: int
+    auto: bool = False
 
     @classmethod
-    def of(cls, resources: dict[str, float], cpus: int | None, gpus: float | None) -> "Slots":
+    def of(cls, resources: dict[str, float], cpus: int | None, gpus_text: str | None) -> "Slots":
         """As many as the machine or cluster has room for.
 
         Raises:
             UserError: not one trial fits.
         """
         total_cpus, total_gpus = int(resources["CPU"]), int(resources.get("GPU", 0))
-        if gpus is None:
-            gpus = 1.0 if total_gpus else 0.0
-        if not math.isfinite(gpus) or (gpus > 1 and gpus != int(gpus)):
-            raise UserError(f"--gpus-per-trial {gpus:g}: a share of one GPU, or whole GPUs")
+        auto = gpus_text == "auto"
+        if auto and cpus is not None:
+            raise UserError(f"--gpus-per-trial auto chooses the CPUs too; leave out --cpus-per-trial {cpus}")
+        default = 1.0 if total_gpus else 0.0
+        gpus = default if gpus_text is None or auto else _number(gpus_text)
         if gpus > total_gpus:
             raise UserError(f"--gpus-per-trial {gpus:g}: there are {total_gpus} GPUs here; ask for fewer")
         by_gpu = (total_gpus // int(gpus) if gpus >= 1 else total_gpus * int(1 / gpus)) if gpus else total_cpus
@@ -157,90 +220,120 @@ class Slots:
             cpus = max(1, min(4, total_cpus // by_gpu)) if gpus else 1
         if cpus > total_cpus:
             raise UserError(f"--cpus-per-trial {cpus}: there are {total_cpus} CPUs here; ask for fewer")
-        return cls(min(by_gpu, total_cpus // cpus), cpus, gpus, total_cpus, total_gpus)
+        return cls(min(by_gpu, total_cpus // cpus), cpus, gpus, total_cpus, total_gpus, auto)
+
+    def capacity(self, share: Share) -> int:
+        """How many trials of a share run at a time."""
+        by_gpu = (
+            (self.total_gpus // int(share.gpus) if share.gpus >= 1 else self.total_gpus * int(1 / share.gpus))
+            if share.gpus
+            else self.total_cpus
+        )
+        return max(1, min(by_gpu, self.total_cpus // share.cpus))
 
     def __str__(self) -> str:
         gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
         return f"{self.count} at a time, each {self.cpus} CPU{gpu}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep is to train, and what of it is done."""
-
-    space: Space
-    base: TrialConfig
-    storage: Path
-    store: ClipStore
-    folders: list[TrialFolder]
-
-    @property
-    def key(self) -> str:
-        """What this sweep's table and parent run are kept by: more seeds of the same sweep have the same key."""
-        return self.base.identity(self.store.fingerprint)
-
-    @property
-    def output(self) -> Path:
-        """Where its tables and figures go."""
-        return self.storage / "sweeps" / f"{self.space.name}-{self.key}"
-
-    def finished(self) -> list[tuple[TrialFolder, TrialResult]]:
-        """The trials that are done, with their results."""
-        return [(folder, result) for folder in self.folders if (result := folder.result()) is not None]
-
-    def open(self) -> list[TrialFolder]:
-        """The trials that are not done."""
-        return [folder for folder in self.folders if folder.result() is None]
-
-    def title(self, folder: TrialFolder) -> str:
-        """A trial in a few words, with all that it does not share with the others."""
-        return folder.config.title(self.base)
-
-    def tracked(self, uri: str) -> bool:
-        """Whether all of this sweep has been written to the tracking store at `uri`, and it is still there."""
-        path = self.output / _TRACKED
-        database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-        if not path.exists() or (database and not database.exists()):
-            return False
-        return json.loads(path.read_text()) == self._tracking(uri)
-
-    def set_tracked(self, uri: str) -> None:
-        """Note that all of it has been written there."""
-        write_json(self.output / _TRACKED, self._tracking(uri))
-
-    def _tracking(self, uri: str) -> dict[str, Any]:
-        return {"uri": uri, "trials": [folder.identity for folder in self.folders]}
-
-    def summary(self) -> str:
-        """How many there are and how many of them are done."""
-        done = len(self.folders) - len(self.open())
-        return f"{len(self.folders)} trials on {self.base.dataset}, {done} of them done"
+def _number(text: str) -> float:
+    try:
+        gpus = float(text)
+    except ValueError:
+        gpus = math.nan
+    if not math.isfinite(gpus) or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+        raise UserError(f"--gpus-per-trial {text}: a share of one GPU, whole GPUs, or auto")
+    return gpus
 
 
-def _show_unprepared(chosen: Space, configs: list[TrialConfig], slots: Slots, console: Console) -> None:
+class Shares:
+    """What each trial gets of the machine: the same for all, or measured for each kind of trial."""
+
+    def __init__(self, slots: Slots, plan: Plan, resources: dict[str, float], address: str | None) -> None:
+        self.slots, self.plan, self.resources, self.address = slots, plan, resources, address
+        self.known: dict[str, Share] = {}
+        if slots.auto:
+            self.measure([folder.config for folder in plan.open()])
+
+    def measure(self, configs: list[TrialConfig]) -> None:
+        """See to it that the share of each of these trials is known."""
+        if not self.slots.auto:
+            return
+        missing = [config for config in configs if packing.kind(config) not in self.known]
+        if missing:
+            stores = {name: store.path for name, store in self.plan.stores.items()}
+            run = _measure_on_cluster(self.slots.total_gpus > 0) if self.address else packing.here
+            self.known |= packing.shares(missing, stores, self.resources, self.plan.storage, run)
+
+    def of(self, config: TrialConfig) -> Share:
+        """The share of a trial."""
+        fixed = Share(self.slots.cpus, self.slots.gpus)
+        return self.known.get(packing.kind(config), fixed) if self.slots.auto else fixed
+
+    def __str__(self) -> str:
+        if not self.slots.auto:
+            return str(self.slots)
+        if not self.known:
+            return "shares are measured when there is something to train"
+        return "; ".join(
+            f"{kind}: {self.slots.capacity(share)} at a time, each {share}" + (f" ({share.note})" if share.note else "")
+            for kind, share in self.known.items()
+        )
+
+
+def _measure_on_cluster(gpu: bool) -> Callable[[packing.Request], packing.Answer]:
+    from clar import trial
+
+    return lambda request: trial.measure(request, gpu)
+
+
+def _show_unprepared(
+    chosen: Space, configs: list[TrialConfig], slots: Slots, missing: list[str], console: Console
+) -> None:
     """The trials of a sweep whose data are not there yet, so that none can be done."""
-    dataset = configs[0].dataset if configs else "nothing"
-    console.print(f"{chosen.name}: {len(configs)} trials on {dataset}; {slots}", markup=False)
+    trials = f"{len(configs)} trials, without seeds" if configs else "a search"
+    console.print(f"{chosen.name}: {trials}; {slots}", markup=False)
     for config in configs:
-        console.print(f"  to do  {config.title()}", markup=False)
-    console.print(f"{dataset} is not prepared on this machine: the first run does that, and nothing is done yet")
+        console.print(f"  to do  {config.dataset}: {config.title()}", markup=False)
+    console.print(
+        f"{', '.join(missing)}: not prepared on this machine; the first run does that, or says how", markup=False
+    )
 
 
-def _show(plan: Plan, slots: Slots, console: Console) -> None:
-    """The trials, where each stands, and how long the rest would take."""
-    for folder in plan.folders:
-        epochs = len(folder.epochs())
-        state = "done" if folder.result() else f"after epoch {epochs}" if epochs else "to do"
-        console.print(f"  {folder.identity}  {state:14} {plan.title(folder)}", markup=False)
-    seconds = [result.train_seconds for _, result in plan.finished()]
-    waiting = len(plan.open())
-    if not waiting:
+def _show(plan: Plan, shares: Shares, console: Console) -> None:
+    """The trials, where each stands, and how long the rest would take; nothing is decided that is not yet."""
+    waiting = _replay(plan)
+    cut = plan.cut()
+    titles = plan.titles()
+    for identity, folder in plan.folders.items():
+        if identity in cut:
+            state = "cut"
+        elif plan.result(folder) is not None:
+            state = "done"
+        else:
+            epochs = len(folder.epochs())
+            state = f"after epoch {epochs}" if epochs else "failed" if folder.failure() else "to do"
+        console.print(f"  {identity}  {state:14} {titles[identity]}", markup=False)
+    seconds = [result.train_seconds for folder in plan.folders.values() if (result := plan.result(folder)) is not None]
+    left = plan.open()
+    if not left and not waiting:
         console.print("nothing to train")
     elif seconds:
-        estimate = waiting * median(seconds) / slots.count
-        console.print(f"about {_duration(estimate)} for {waiting} trials, going by {len(seconds)} that are done")
+        estimate = sum(median(seconds) / shares.slots.capacity(shares.of(folder.config)) for folder in left)
+        console.print(f"about {_duration(estimate)} for {len(left)} trials, going by {len(seconds)} that are done")
     else:
-        console.print(f"{waiting} trials to train; none is done here, so there is nothing to estimate their time from")
+        console.print(f"{len(left)} trials to train; none is done here to estimate their time from")
+    if waiting:
+        console.print(waiting)
+
+
+def _replay(plan: Plan) -> str:
+    """Go through the rounds that the storage has answers to; what can be said of those after."""
+    for number, goals in enumerate(plan.rounds(), 1):
+        if not all(goal.reached() for goal in goals):
+            more = plan.halving or plan.searches or plan.precision
+            return f"round {number} is next; what comes after it depends on its results" if more else ""
+    return ""
 
 
 @contextmanager
@@ -252,26 +345,213 @@ def _cluster(address: str | None, cpus: int = 0, gpus: int = 0) -> Iterator[dict
         yield resources
 
 
-def _run(plan: Plan, slots: Slots, watch: "_Watch") -> None:
-    """Train what is open."""
-    from clar import trial
+@dataclass
+class _Driver:
+    """Runs a plan."""
 
-    folders = plan.open()
-    version = code_version()
-    jobs = [
-        {
-            "identity": folder.identity,
-            "config": folder.config.model_dump(mode="json"),
-            "storage": str(plan.storage),
-            "store": str(plan.store.path),
-            "device": "cuda" if slots.gpus else "cpu",
-            "threads": slots.cpus,
-            "code_version": version,
-        }
-        for folder in folders
-    ]
-    with watch:
-        trial.run_all(jobs, slots.cpus, slots.gpus, watch.report, watch.lost)
+    plan: Plan
+    shares: Shares
+    console: Console
+    data_seconds: float
+    retries: int
+    timeout: float | None
+    failures: dict[str, str] = field(default_factory=dict)
+    version: str = field(default_factory=code_version)
+
+    def run(self, uri: str, address: str | None, fresh: bool) -> int:
+        """Everything that is open, then the tables. Gives the command's exit code."""
+        plan, console = self.plan, self.console
+        marker = _Fresh(plan, fresh)
+        with plan.output.driver():
+            plan.record("running", self.version)
+            with Tracker(uri, plan.output, lambda line: console.print(line, markup=False)) as tracker:
+                self.watch = _Watch(plan, self.shares, tracker, console, self.data_seconds, self.failures)
+                full = self._rounds(address, marker)
+                # Tables show what was found; what could not be found is said below them.
+                outcome = self._report()
+                whole = not plan.open()
+                plan.record(
+                    "done" if whole else "failed", self.version, note=outcome.files[0].read_text(),
+                    files=[file.name for file in outcome.files],
+                    **({"clock": self.watch.clock()} if self.watch.busy else {}),
+                )  # fmt: skip
+                if not self._tracked(uri):
+                    tracker.finish()
+            if whole and tracker.complete:
+                write_json(plan.output.path / _TRACKED, self._tracking(uri))
+        if whole:
+            marker.finish()
+        self._closing_lines(outcome.files, uri, full)
+        return 0 if whole else 1
+
+    def _rounds(self, address: str | None, marker: "_Fresh") -> str:
+        """Reach the goals of every round; what was in the way of going on, empty: nothing."""
+        plan, pool = self.plan, _LazyPool(self, address)
+        several = bool(plan.halving or plan.searches or plan.precision)
+        decided = 0
+        with pool:
+            for number, goals in enumerate(plan.rounds(), 1):
+                decided = self._say_decisions(decided)
+                marker.archive([goal.folder for goal in goals])
+                left = [goal for goal in goals if not goal.reached()]
+                if left:
+                    self.shares.measure([goal.folder.config for goal in left])
+                    plan.record("running", self.version)
+                    if several:
+                        self.console.print(_headline(number, left), markup=False)
+                    full = pool.run([self._job(goal) for goal in left])
+                    if full:
+                        return full
+        self._say_decisions(decided)
+        return ""
+
+    def _say_decisions(self, said: int) -> int:
+        """Print the decisions of early stopping that are new; gives how many there are."""
+        decisions = [decision for halving in self.plan.halving.values() for decision in halving.decisions]
+        for decision in decisions[said:]:
+            self.console.print(str(decision), markup=False)
+        return len(decisions)
+
+    def _job(self, goal: Goal) -> Any:
+        from clar.trial import Job
+
+        folder = goal.folder
+        share = self.shares.of(folder.config)
+        parent = self.plan.parent(folder)
+        return Job(
+            identity=folder.identity,
+            config=folder.config.model_dump(mode="json"),
+            until=goal.epoch,
+            runtime=Runtime(
+                device="cuda" if share.gpus else "cpu",
+                threads=share.cpus,
+                storage=self.plan.storage,
+                store=self.plan.stores[folder.config.dataset].path,
+                code_version=self.version,
+            ),
+            share=share,
+            after=parent.identity if parent else None,
+        )
+
+    def _report(self) -> Any:
+        from analysis import outcome
+
+        found = outcome.write(self.plan)
+        outcome.show(found, self.console)
+        return found
+
+    def _tracked(self, uri: str) -> bool:
+        """Whether all of this sweep has been written to the tracking store at `uri`, and it is still there."""
+        path = self.plan.output.path / _TRACKED
+        database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+        if not path.exists() or (database and not database.exists()):
+            return False
+        return json.loads(path.read_text()) == self._tracking(uri)
+
+    def _tracking(self, uri: str) -> dict[str, Any]:
+        trials = {identity: folder.run_token() for identity, folder in self.plan.folders.items()}
+        return {"uri": uri, "trials": trials, "cut": sorted(self.plan.cut())}
+
+    def _closing_lines(self, files: list[Path], uri: str, full: str) -> None:
+        """Where everything lies, what it cost, and what went wrong."""
+        picture = next((file for file in files if file.suffix == ".png"), None)
+        lines = [f"table    {files[0]}", f"picture  {picture}" if picture else "", f"MLflow   {uri}"]
+        if self.watch.busy:
+            clock = self.watch.clock()
+            first = clock.get("first_trial_after_seconds")
+            lines.append(
+                f"clock    {_duration(clock['sweep_seconds'])}, first trial "
+                f"{'never' if first is None else f'after {first:.0f} s'}; Ray, MLflow and driver took "
+                f"{100 * clock['overhead_share']:.1f} % of it"
+            )
+        missing = 0
+        for folder in self.plan.open():
+            if folder.identity in self.failures:
+                lines.append(f"failed   {self.plan.title(folder)}: {self.failures[folder.identity]}")
+                lines += [f"         | {line}" for line in folder.last_log_lines(_LOG_LINES).splitlines()]
+                lines.append(f"         log: {folder.log}")
+            else:
+                missing += 1
+        if full:
+            lines.append(f"full     {full}; nothing finished is lost: make room, and the same command goes on")
+        elif missing:
+            lines.append(f"missing  {missing} trials left no result in {self.plan.storage}; do the workers see it?")
+        self.console.print("\n".join(line for line in lines if line), markup=False)
+
+
+def _headline(number: int, goals: list[Goal]) -> str:
+    epochs = {goal.epoch for goal in goals}
+    where = ", ".join(sorted("the end" if epoch is None else f"epoch {epoch}" for epoch in epochs))
+    return f"round {number}: {len(goals)} trials to {where}"
+
+
+class _LazyPool:
+    """Ray and its workers, from the first trial that must run to the last."""
+
+    def __init__(self, driver: _Driver, address: str | None) -> None:
+        self.driver, self.address = driver, address
+        self.stack: Any = None
+
+    def __enter__(self) -> "_LazyPool":
+        from contextlib import ExitStack
+
+        self.stack = ExitStack()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.driver.watch.stop()
+        self.stack.close()
+
+    def run(self, jobs: list[Any]) -> str:
+        """Run the jobs to their ends; says what was in the way, a full disk, or nothing."""
+        from clar import trial
+
+        driver = self.driver
+        if not hasattr(self, "pool"):
+            driver.watch.start()
+            driver.watch.tracker.begin()
+            slots = driver.shares.slots
+            if not self.address:
+                self.stack.enter_context(trial.cluster(None, slots.total_cpus, slots.total_gpus))
+            self.pool = self.stack.enter_context(
+                trial.Pool(driver.watch.report, driver.watch.say, driver.retries, driver.timeout)
+            )
+        try:
+            self.pool.run(jobs)
+        except trial.StorageFull as error:
+            return str(error)
+        except KeyboardInterrupt:
+            driver.plan.record("interrupted", driver.version)
+            raise
+        return ""
+
+
+class _Fresh:
+    """`--fresh`: which trainings are to be put aside. Kept until the sweep is whole, so that it can be interrupted."""
+
+    def __init__(self, plan: Plan, wanted: bool) -> None:
+        self.path = plan.output.path / _FRESH
+        self.old: set[str] = set()
+        if not wanted:
+            return
+        if not self.path.exists():
+            known = [path.parent.name for path in plan.storage.glob("trials/*/config.json")]
+            tokens = [json.loads((plan.storage / "trials" / one / "config.json").read_text())["run"] for one in known]
+            write_json(self.path, sorted(tokens))
+        self.old = set(json.loads(self.path.read_text()))
+        self.archive(list(plan.folders.values()))
+        plan.forget()
+
+    def archive(self, folders: list[TrialFolder]) -> None:
+        """Put aside what was trained before."""
+        for folder in folders:
+            if self.old and folder.run_token() in self.old:
+                folder.archive()
+
+    def finish(self) -> None:
+        """The sweep is whole: the next --fresh begins anew."""
+        if self.old or self.path.exists():
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -279,73 +559,86 @@ class _Watch:
     """Follows a running sweep: progress for the user, news for the tracker, seconds for the clock."""
 
     plan: Plan
-    slots: Slots
+    shares: Shares
     tracker: Tracker
     console: Console
     data_seconds: float
-    failures: dict[str, str] = field(default_factory=dict)
-    busy: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str]
+    busy: dict[str, dict[float, float]] = field(default_factory=dict)
     told: dict[str, float] = field(default_factory=dict)
     first_start: float | None = None
     ended: int = 0
-    open: int = 0
     best: tuple[float, str] = (0.0, "")
+    progress: Progress | None = None
 
-    def __enter__(self) -> "_Watch":
-        self.folders = {folder.identity: folder for folder in self.plan.folders}
-        self.total = len(self.folders)
-        self.open = self.total - len(self.plan.finished())
-        for folder, result in self.plan.finished():
-            self.best = max(self.best, (result.valid_top1, self.plan.title(folder)))
+    def start(self) -> None:
+        """Show progress from here on."""
+        for folder in self.plan.folders.values():
+            if (result := self.plan.result(folder)) is not None:
+                self.best = max(self.best, (result.valid_top1, self.plan.title(folder)))
+        self.done = sum(self.plan.result(folder) is not None for folder in self.plan.folders.values())
+        self.open = max(1, len(self.plan.open()))
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
             console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
         self.progress.start()
         self.task = self.progress.add_task(
-            self.plan.space.name, total=self.total, completed=self.total - self.open, note="starting Ray"
+            self.plan.space.name, total=len(self.plan.folders), completed=self.done, note="starting Ray"
         )
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+    def stop(self) -> None:
+        """Show no more progress."""
+        if self.progress:
+            self.progress.stop()
 
-    def report(self, report: dict[str, Any]) -> None:
+    def say(self, line: str) -> None:
+        """One line for the user."""
+        self.console.print(line, markup=False)
+
+    def report(self, report: Any) -> None:
         """One report of one trial, see `clar.trial.Report`."""
-        folder = self.folders[report["identity"]]
-        if self.first_start is None:
+        folder = self.plan.folders[report.identity]
+        if self.first_start is None and report.started:
             # What the table needs takes seconds to import: now, while the trials train, and not when they are done.
-            threading.Thread(target=importlib.import_module, args=["analysis.figures"], daemon=True).start()
-        self.first_start = min(self.first_start or report["started"], report["started"])
-        self.busy[folder.identity] = report["busy_seconds"]
-        if "failure" in report:
-            self.fail(folder, report["failure"])
-        elif "final" in report:
-            final = report["final"]
-            self.best = max(self.best, (final["valid_top1"], self.plan.title(folder)))
+            threading.Thread(target=importlib.import_module, args=["analysis.outcome"], daemon=True).start()
+        if report.started:
+            self.first_start = min(self.first_start or report.started, report.started)
+            self.busy.setdefault(folder.identity, {})[report.started] = report.busy_seconds
+        if report.state == "failed":
+            self.fail(folder, report.reason)
+        elif report.state == "done":
+            self.best = max(self.best, (report.metrics["valid_top1"], self.plan.title(folder)))
             self.tracker.trial(folder)
-            self.end(f"{self.plan.title(folder)}: test top-1 {final['test_top1']:.3f}, {final['train_seconds']:.1f} s")
-        else:
+            seconds = report.metrics["train_seconds"]
+            self.end(f"{self.plan.title(folder)}: test top-1 {report.metrics['test_top1']:.3f}, {seconds:.1f} s")
+        elif report.state in ("paused", "stopped"):
+            self.tracker.trial(folder)
+        elif report.state == "epoch":
             # MLflow shows a running trial's epochs too, but a thousand short ones are not worth a write each.
-            if time.time() - self.told.get(folder.identity, report["started"]) > _TELL_SECONDS:
+            if time.time() - self.told.get(folder.identity, report.started) > _TELL_SECONDS:
                 self.told[folder.identity] = time.time()
                 self.tracker.trial(folder)
             self.note()
 
-    def lost(self, job: dict[str, Any], reason: str) -> None:
-        """A worker that died without a word."""
-        self.fail(self.folders[job["identity"]], reason)
-
     def fail(self, folder: TrialFolder, reason: str) -> None:
+        """A trial that was given up."""
         self.failures[folder.identity] = reason
-        self.tracker.failed(folder, reason)
+        try:
+            folder.write_failure(reason)
+        except OSError as error:
+            self.say(f"{folder.path}: {error.strerror}")
+        self.tracker.trial(folder)
         self.end(f"{self.plan.title(folder)} failed: {reason}")
 
     def end(self, line: str) -> None:
+        """A trial is done or given up."""
         self.ended += 1
-        done = self.total - self.open + self.ended
-        self.console.print(f"[{done:{len(str(self.total))}}/{self.total}] {line}", markup=False)
-        self.progress.update(self.task, completed=done)
+        total = len(self.plan.folders)
+        done = self.done + self.ended
+        self.console.print(f"[{done:{len(str(total))}}/{total}] {line}", markup=False)
+        if self.progress:
+            self.progress.update(self.task, completed=done, total=total)
         self.note()
         # Where there is no bar, its news comes as a line now and then.
         if not self.console.is_terminal and self.ended % 10 == 0 and self.ended < self.open:
@@ -357,72 +650,35 @@ class _Watch:
         The share is slot-time: of the time that the slots were there, how much went into anything but trials.
         """
         wall = time.time() - _STARTED - self.data_seconds
-        slot_seconds = min(self.slots.count, self.open) * wall
-        clock = {"sweep_seconds": wall, "overhead_share": 1 - sum(self.busy.values()) / slot_seconds}
+        used = 0.0
+        for identity, runs in self.busy.items():
+            capacity = self.shares.slots.capacity(self.shares.of(self.plan.folders[identity].config))
+            used += sum(runs.values()) / min(capacity, self.open)
+        clock = {
+            "sweep_seconds": wall,
+            "trial_seconds": sum(sum(runs.values()) for runs in self.busy.values()),
+            "trials_run": len(self.busy),
+            "overhead_share": 1 - used / wall,
+        }
         if self.first_start:
             clock["first_trial_after_seconds"] = self.first_start - _STARTED - self.data_seconds
         return clock
 
     def note(self) -> None:
-        self.progress.update(self.task, note=self.news())
+        """Bring the progress bar's text up to date."""
+        if self.progress:
+            self.progress.update(self.task, note=self.news())
 
     def news(self) -> str:
         """Time left and the best so far, by valid: test is not to be chosen by."""
         parts = []
-        if self.ended and self.first_start:
+        left = len(self.plan.folders) - self.done - self.ended
+        if self.ended and self.first_start and left > 0 and not self.plan.halving:
             each = (time.time() - self.first_start) / self.ended
-            parts.append(f"about {_duration(each * (self.open - self.ended))} left")
+            parts.append(f"about {_duration(each * left)} left")
         if self.best[1]:
             parts.append(f"best on valid {self.best[0]:.3f}: {self.best[1]}")
         return "; ".join(parts) or "training"
-
-
-def _report(plan: Plan, console: Console) -> list[Path]:
-    """Print the sweep's table and write it, as text and as a picture. The first file is the Markdown table."""
-    from analysis import tables
-
-    results = [(folder.config, result) for folder, result in plan.finished()]
-    title = f"{plan.space.summary} Test top-1 of the linear probe, %, {plan.base.dataset}."
-    table = tables.cells(plan.space, results)
-    console.print()
-    # Without a terminal there is no width to keep to, and a wrapped number is no number.
-    wide = console if console.is_terminal else Console(highlight=False, width=max(120, console.width))
-    wide.print(tables.to_rich(plan.space, table, title))
-    texts = {
-        "table.md": f"{title}\n\n{tables.to_markdown(plan.space, table)}",
-        "table.csv": table.to_csv(index=False),
-        "table.tex": tables.to_latex(plan.space, table),
-    }
-    for name, text in texts.items():
-        write_atomically(plan.output / name, text)
-    from analysis import figures
-
-    pictures = figures.heat_map(tables.grid(plan.space, table), title, plan.output / "heat_map")
-    return [*(plan.output / name for name in texts), *pictures]
-
-
-def _closing_lines(
-    plan: Plan, files: list[Path], uri: str, clock: dict[str, float], failures: dict[str, str], console: Console
-) -> None:
-    """Where everything lies, what it cost, and what went wrong."""
-    picture = next(file for file in files if file.suffix == ".png")
-    lines = [f"table    {files[0]}", f"picture  {picture}", f"MLflow   {uri}"]
-    if clock:
-        first = clock.get("first_trial_after_seconds")
-        lines.append(
-            f"clock    {_duration(clock['sweep_seconds'])}, first trial "
-            f"{'never' if first is None else f'after {first:.0f} s'}; Ray, MLflow and driver took "
-            f"{100 * clock['overhead_share']:.1f} % of it"
-        )
-    missing = 0
-    for folder in plan.open():
-        if folder.identity in failures:
-            lines.append(f"failed   {plan.title(folder)}: {failures[folder.identity]}\n         log: {folder.log}")
-        else:
-            missing += 1
-    if missing:
-        lines.append(f"missing  {missing} trials left no result in {plan.storage}; workers must see the same folder")
-    console.print("\n".join(lines), markup=False)
 
 
 def _duration(seconds: float) -> str:

@@ -1,34 +1,76 @@
-"""What goes to MLflow: an experiment a sweep, a parent run, a child run a trial, all written from the trials' files.
+"""What goes to MLflow: an experiment a sweep, a parent run, a child run a trial, all written from the storage.
 
-One thread of the driver writes, so trials never wait for the tracking server, runs are created once, and importing
-MLflow (seconds) and making its database (seconds more) happen while the first trials train. Nothing here raises into
-the sweep: what could not be written is said once and stays in the storage, and the next run of the same command writes
-it.
+    python -m clar.tracking sync
+
+A sweep writes while it trains, in one thread of its driver: trials never wait for the tracking server, and importing
+MLflow (seconds) and making its database (seconds more) happen meanwhile. Nothing here raises into the sweep. The
+storage is the truth: what could not be written is written when the server is back, by the next run of the same command,
+or by `sync`, and writing it twice adds nothing:
+
+- A run is found by its tags and made only where there is none, under a lock of the storage.
+- A metric's time is the run's start and its step, so that whoever writes it again writes the same, which MLflow drops.
+- A run becomes FINISHED with its last write.
+
+A trial's run is FINISHED once it has its result, RUNNING while a driver is at work, FAILED, or else KILLED; the tag
+`clar.state` says more: done, running, failed, cut (by early stopping), stopped.
 """
 
+import hashlib
+import json
 import os
-import queue
+import secrets
+import socket
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tenacity import retry, stop_after_attempt, wait_exponential
+import typer
+from filelock import FileLock, Timeout
+from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
-from clar.config import TrialConfig
-from clar.result import TrialFolder
+from clar.cli import Storage, TrackingURI, command, storage_path
+from clar.errors import UserError
+from clar.files import write_atomically
+from clar.result import EpochRecord, SweepFolder, TrialFolder, TrialResult
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 DATABASE = "mlflow.db"
 
-# A tracking server may be away for a moment; SQLite may be locked by the MLflow UI.
-_patiently = retry(stop=stop_after_attempt(3), wait=wait_exponential(0.2, max=2), reraise=True)
-_AWAY_SECONDS = 60.0
+_RETRY_SECONDS = 10.0
+"""Between two tries while the server is away."""
+_PATIENCE_SECONDS = 20.0
+"""How long the end of a sweep waits for a server that is away; `mlflow server` starts in 10 to 25."""
+_HASTE_SECONDS = 2.0
+"""Between two tries while the end of a sweep waits."""
+_INTERRUPT_SECONDS = 10.0
+"""How long an interrupted sweep may take to end its runs."""
+_STUCK_SECONDS = 90.0
+"""More than any one write can take, with all its tries and their timeouts."""
+_LOCK_SECONDS = 60.0
+_TELL_SECONDS = 20.0
+"""How long the end of a sweep waits for a server that is there, without a word."""
+
+_STATUS = {"done": "FINISHED", "running": "RUNNING", "failed": "FAILED", "cut": "KILLED", "stopped": "KILLED"}
+_TRIAL_FILES = ("config.json", "encoder.safetensors", "log.txt")
+
+# A tracking server may be away for a moment; SQLite may be locked by the MLflow UI. What is in the wrong in the storage
+# stays so.
+_patiently = retry(
+    stop=stop_after_attempt(3),
+    wait=wait_exponential(0.2, max=2),
+    retry=retry_if_not_exception_type((UserError, Timeout)),
+    reraise=True,
+)
 
 
 def default_uri(storage: Path) -> str:
@@ -37,62 +79,52 @@ def default_uri(storage: Path) -> str:
 
 
 class Tracker:
-    """Writes one sweep's runs. A context manager: leaving it waits until all is written.
+    """Writes one sweep's runs while it is driven. A context manager: leaving it waits until all is written.
+
+    Where the server is away the wait is bounded; left by an exception, it ends this sweep's runs within seconds, unless
+    another process drives the sweep too. Without any call between it does nothing, and MLflow is not loaded.
 
     Args:
         uri: MLflow tracking URI.
-        sweep: its name; the experiment is `clar/<sweep>`.
-        storage: the sweep's storage; with an SQLite URI the artifacts lie there too.
-        base: what the sweep's trials have in common, as the parent run's parameters.
-        key: identifies the parent run within the experiment: the same key goes on in the same run.
-        code_version: for the tags.
+        sweep: what is written, all of it read from its `sweep.json` and the folders of its trials.
         say: prints one line for the user.
     """
 
-    def __init__(
-        self,
-        uri: str,
-        sweep: str,
-        storage: Path,
-        base: TrialConfig,
-        key: str,
-        code_version: str,
-        say: Callable[[str], object],
-    ) -> None:
-        self.uri, self.sweep, self.storage, self.say = uri, sweep, storage, say
-        self.base, self.key, self.code_version = base, key, code_version
+    def __init__(self, uri: str, sweep: SweepFolder, say: Callable[[str], object]) -> None:
+        self.uri, self.sweep, self.say = uri, sweep, say
         self.complete = False
         """Whether `finish` has written everything."""
-        self._last_failure = ""
-        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._news = threading.Condition()
+        self._pending: dict[str, TrialFolder] = {}
+        self._begun = self._asked = self._finishing = self._leaving = self._interrupted = self._given_up = False
+        self._said_away = self._said_back = False
+        self._away_since: float | None = None
+        self._retry_at = 0.0
+        self._progress = 0.0
+        self._reason = ""
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
+    def begin(self) -> None:
+        """The sweep is about to train: load MLflow meanwhile, and show the sweep as running. Returns at once."""
+        with self._news:
+            self._begun = True
+            self._news.notify()
+
     def trial(self, folder: TrialFolder) -> None:
-        """Write what the trial's folder holds and MLflow does not yet: parameters, epochs, result, artifacts."""
-        self._queue.put(_Task(lambda writer: writer.trial(folder)))
+        """There is news of a trial: epochs, a result or a failure. Returns at once."""
+        with self._news:
+            self._begun = True
+            self._pending[folder.identity] = folder
+            self._news.notify()
 
-    def failed(self, folder: TrialFolder, reason: str) -> None:
-        """Mark a trial's run as failed, with the reason and the log."""
-        self._queue.put(_Task(lambda writer: writer.trial(folder, reason)))
+    def finish(self) -> None:
+        """Write what is missing of all trials in `sweep.json`, its note, files and clock, and end it as its state says.
 
-    def finish(
-        self,
-        done: list[TrialFolder],
-        files: list[Path],
-        note: str,
-        metrics: Callable[[], dict[str, float]],
-        whole: bool,
-    ) -> None:
-        """Write what is still missing, then tables and figures to the parent run, and end it.
-
-        Args:
-            done: the sweep's finished trials.
-            files: artifacts of the parent run.
-            note: Markdown that the MLflow UI shows as the run's description.
-            metrics: gives numbers of the sweep as a whole, asked for when all else is written.
-            whole: whether all trials are done; else the run ends as failed.
+        Returns at once; leaving the context waits for it.
         """
-        self._queue.put(_Task(lambda writer: writer.finish(done, files, note, metrics, whole), last=True))
+        with self._news:
+            self._asked, self._finishing, self.complete = True, True, False
+            self._news.notify()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -101,218 +133,545 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._queue.put(_Task(lambda writer: writer.interrupted()))
-        self._queue.put(None)
-        self._thread.join()
-        if kind is None and not self.complete:
+        self._leave(kind is not None)
+        try:
+            self._join(kind is not None)
+        except KeyboardInterrupt:
+            self._leave(True)
+            raise
+        if kind is None and not self.complete and (self._asked or self._pending):
             self.say(
-                f"MLflow at {self.uri} lacks some of this sweep ({self._last_failure}). All results are in "
-                f"{self.storage}; the same command writes what is missing."
+                f"MLflow at {self.uri} lacks some of this sweep ({self._reason}). All results are in "
+                f"{self.sweep.storage}; `{self._sync()}` writes what is missing"
             )
+
+    def _sync(self) -> str:
+        """The command that writes what is missing."""
+        uri = "" if self.uri == default_uri(self.sweep.storage) else f" --tracking-uri {self.uri}"
+        return f"python -m clar.tracking sync --storage {self.sweep.storage}{uri}"
+
+    def _leave(self, interrupted: bool) -> None:
+        with self._news:
+            self._leaving, self._interrupted, self._retry_at = True, interrupted, 0.0
+            self._news.notify()
+
+    def _join(self, interrupted: bool) -> None:
+        """Wait for the thread, which is a daemon: one that hangs in a request is left behind."""
+        began, told = time.monotonic(), False
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+            waited = time.monotonic() - began
+            if interrupted and waited > _INTERRUPT_SECONDS:
+                return
+            if not interrupted and not told and waited > _TELL_SECONDS and self._away_since is None:
+                self.say(f"waiting for MLflow at {self.uri}; Ctrl-C leaves the rest to `{self._sync()}`")
+                told = True
+            if time.monotonic() - max(began, self._progress) > _STUCK_SECONDS:
+                self._reason = self._reason or "no answer"
+                return
 
     def _work(self) -> None:
         writer: _Writer | None = None
-        away_until = 0.0
-        while (task := self._queue.get()) is not None:
-            # A server that is away costs a wait each time it is asked, and `finish` writes all that was missed.
-            if time.monotonic() < away_until and not task.last:
-                continue
+        while self._wait(writer is None):
             try:
-                writer = writer or _Writer(self)
-                task.write(writer)
-                self.complete = task.last
+                if writer is None:
+                    writer = _Writer(_connect(self.uri, self.sweep.storage), self.uri, self.sweep, self._wrote)
+                    if self._begun:
+                        writer.resume()
+                else:
+                    self._write(writer)
             except Exception as error:
-                if not self._last_failure:
-                    self.say(f"MLflow at {self.uri} cannot be written; the trials go on")
-                self._last_failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                away_until = time.monotonic() + _AWAY_SECONDS
+                # A new one looks for the sweep's runs anew: the server may come back with another database.
+                writer = None
+                self._failed(error)
+            else:
+                self._wrote()
+        if writer is not None and not self.complete:
+            with suppress(Exception):
+                writer.settle(list(self._pending.values()), time.monotonic() + _INTERRUPT_SECONDS)
 
+    def _wait(self, first: bool) -> bool:
+        """Until there is something to write and the server may be asked; False where there is nothing more to do."""
+        with self._news:
+            while not self._interrupted and not self._given_up:
+                wait = None if self._away_since is None else self._retry_at - time.monotonic()
+                if self._pending or self._finishing or (first and self._begun and not self._leaving):
+                    if wait is None or wait <= 0:
+                        return True
+                elif self._leaving:
+                    return False
+                self._news.wait(wait)
+            return False
 
-@dataclass(frozen=True)
-class _Task:
-    """Something to write; the last one is tried even where the store was away a moment ago."""
+    def _write(self, writer: "_Writer") -> None:
+        with self._news:
+            folder = self._pending.pop(next(iter(self._pending), ""), None)
+        if folder is None:
+            writer.everything(_others_drive(self.sweep))
+            self._finishing, self.complete = False, not writer.faults
+            self._reason = "; ".join(f"trial {identity}: {reason}" for identity, reason in writer.faults.items())[:300]
+            return
+        try:
+            writer.trial(folder, live=True)
+        except Exception:
+            with self._news:
+                self._pending.setdefault(folder.identity, folder)
+            raise
 
-    write: "Callable[[_Writer], None]"
-    last: bool = False
+    def _wrote(self) -> None:
+        """Something has been written: the server is there."""
+        with self._news:
+            self._progress, self._away_since = time.monotonic(), None
+            caught_up = self._said_away and not self._said_back and not self._pending
+            self._said_back = self._said_back or caught_up
+        if caught_up:
+            self.say(f"MLflow at {self.uri} is back, and what it missed is written")
+
+    def _failed(self, error: Exception) -> None:
+        now = time.monotonic()
+        with self._news:
+            if self._away_since is None:
+                self._away_since = now
+            self._reason = _one_line(error)
+            self._retry_at = now + (_HASTE_SECONDS if self._leaving else _RETRY_SECONDS)
+            self._given_up = self._leaving and now - self._away_since > _PATIENCE_SECONDS
+            first, self._said_away = not self._said_away, True
+        if first:
+            self.say(f"MLflow at {self.uri} cannot be written; the trials go on")
 
 
 class _Writer:
-    """The tracking thread's own state: the client, the parent run, and the run of each trial."""
+    """Writes what is missing of one sweep, from whatever process, while others may do the same.
 
-    def __init__(self, tracker: Tracker) -> None:
-        # MLflow's retries (7, up to 2 minutes each) are meant for jobs that have nothing else to do.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        import logging
+    Args:
+        client: of the tracking store.
+        uri: its URI.
+        sweep: the sweep.
+        wrote: called after each trial, to tell a slow server from one that is away.
 
-        from mlflow.tracking import MlflowClient
+    Raises:
+        Exception: whatever MLflow raises where its store cannot be written, here and in all methods.
+    """
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        self.client: MlflowClient = MlflowClient(tracker.uri)
-        self.sweep, self.base, self.code_version = tracker.sweep, tracker.base, tracker.code_version
-        self.experiment = self._experiment(tracker.uri, tracker.storage)
-        self.parent = self._parent(tracker.base, tracker.key)
-        self.written: dict[str, int] = {}
-        children = self._search(f"tags.`mlflow.parentRunId` = '{self.parent}'")
-        self.children: dict[str, Run] = {run.data.tags["clar.identity"]: run for run in children}
+    def __init__(
+        self, client: "MlflowClient", uri: str, sweep: SweepFolder, wrote: Callable[[], object] = lambda: None
+    ) -> None:
+        self.client, self.uri, self.sweep, self.wrote = client, uri, sweep, wrote
+        self.about = sweep.read() or {}
+        self.faults: dict[str, str] = {}
+        """Why a trial could not be written although the server is there, by identity."""
+        self.lock = _lock(sweep.storage)
+        self._find()
 
     @_patiently
-    def _experiment(self, uri: str, storage: Path) -> str:
-        name = f"clar/{self.sweep}"
+    def _find(self) -> None:
+        with self.lock:
+            self.experiment = self._experiment()
+            self.parent = self._parent().info.run_id
+            self.of_parent = f"tags.`mlflow.parentRunId` = '{self.parent}'"
+
+    def _experiment(self) -> str:
+        name = f"clar/{self.sweep.name}"
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return found.experiment_id
-        artifacts = (storage / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-        return self.client.create_experiment(name, artifact_location=artifacts)
+        if found is None:
+            local = self.uri.startswith("sqlite:")
+            artifacts = (self.sweep.storage / "mlartifacts").as_uri() if local else None
+            try:
+                return self.client.create_experiment(name, artifact_location=artifacts)
+            except Exception:
+                # Another storage has the same sweep and the same server.
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            self.client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def _parent(self) -> "Run":
+        # Two storages may have the same sweep and one server: each has its own runs.
+        tags = {"clar.parent": self.sweep.key, "clar.storage": _storage_id(self.sweep.storage)}
+        found = self._search(" and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()))
+        found.sort(key=_oldest)
+        for other in found[1:]:
+            for child in self._search(f"tags.`mlflow.parentRunId` = '{other.info.run_id}'"):
+                self.client.delete_run(child.info.run_id)
+            self.client.delete_run(other.info.run_id)
+        if found:
+            run = found[0]
+        else:
+            tags |= {"clar.sweep": self.sweep.name, "clar.code_version": self.about.get("code_version", "")}
+            title = f"{self.sweep.name} on {self.about.get('dataset', '')}"
+            run = self.client.create_run(self.experiment, tags=tags, run_name=title)
+        missing = _missing(_params(self.about.get("base", {})), run.data.params)
+        self._log(run.info.run_id, params=missing)
+        return run
+
+    def resume(self) -> None:
+        """The sweep is being driven, whatever became of an earlier driver."""
+        if self.client.get_run(self.parent).info.status != "RUNNING":
+            self.client.update_run(self.parent, status="RUNNING")
+
+    def everything(self, live: bool) -> tuple[int, int]:
+        """Write what is missing of the sweep; how many runs were written, and how many were up to date.
+
+        Args:
+            live: whether somebody drives the sweep, so that what is not done is not at an end.
+        """
+        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists():
+            raise FileNotFoundError(f"{self.uri} has been deleted")
+        self.about = self.sweep.read() or {}
+        self.faults.clear()
+        found: dict[str, list[Run]] = defaultdict(list)
+        for run in self._search(self.of_parent):
+            found[run.data.tags.get("clar.identity", "")].append(run)
+        written = same = 0
+        for identity in self.about.get("trials", []):
+            if not (self.sweep.storage / "trials" / identity / "config.json").exists():
+                continue  # not begun, or about to begin anew
+            try:
+                folder = TrialFolder.open(self.sweep.storage, identity)
+            except UserError as error:
+                self.faults[identity] = _one_line(error)
+                continue
+            runs = found[identity]
+            whole = len(runs) == 1 and _is_whole(runs[0], folder.run_token())
+            new = not whole and self.trial(folder, live)
+            if identity not in self.faults:
+                written, same = written + new, same + (not new)
+                del found[identity]
+        for run in (run for runs in found.values() for run in runs):
+            if run.info.status == "RUNNING" and not live:
+                self.client.set_terminated(run.info.run_id, "KILLED")
+                written += 1
+        return (written + 1, same) if self._end(live) else (written, same + 1)
+
+    def settle(self, pending: Iterable[TrialFolder], deadline: float) -> None:
+        """No run stays RUNNING when the sweep's only driver leaves off; then `pending`, while there is time."""
+        if _others_drive(self.sweep):
+            return
+        self.about = self.sweep.read() or {}
+        for run in self._search(f"{self.of_parent} and attributes.status = 'RUNNING'"):
+            if time.monotonic() > deadline:
+                return
+            try:
+                self.trial(TrialFolder.open(self.sweep.storage, run.data.tags.get("clar.identity", "")), live=False)
+            except UserError:
+                self.client.set_terminated(run.info.run_id, "KILLED")
+        self._end(live=False)
+        for folder in pending:
+            if time.monotonic() > deadline:
+                return
+            self.trial(folder, live=False)
+
+    def trial(self, folder: TrialFolder, live: bool) -> bool:
+        """Write what the trial's folder holds and MLflow does not yet; whether there was anything.
+
+        What cannot be written of this one trial is noted in `faults`, and the others go on.
+
+        Raises:
+            Exception: the server is away.
+        """
+        try:
+            written = self._trial(folder, live)
+        except Timeout:
+            raise
+        except Exception as error:
+            # Who is at fault, server or trial? The server is where it cannot even be asked for the experiment.
+            self.client.get_experiment(self.experiment)
+            self.faults[folder.identity] = _one_line(error)
+            return False
+        self.faults.pop(folder.identity, None)
+        self.wrote()
+        return written
 
     @_patiently
-    def _parent(self, base: TrialConfig, key: str) -> str:
-        found = self._search(f"tags.`clar.parent` = '{key}'")
-        if found:
-            self._go_on(found[0], base)
-            return found[0].info.run_id
-        tags = {"clar.parent": key, "clar.sweep": self.sweep, "clar.code_version": self.code_version}
-        run = self.client.create_run(self.experiment, tags=tags, run_name=f"{self.sweep} on {base.dataset}")
-        self._go_on(run, base)
-        return run.info.run_id
+    def _trial(self, folder: TrialFolder, live: bool) -> bool:
+        token = folder.run_token()
+        if not token:
+            return False
+        with self.lock:
+            run = self._child(folder.identity, token)
+            if run is not None and _is_whole(run, token):
+                return False
+            result = folder.result()
+            failure = "" if result else folder.failure() or ""
+            if result is None or folder.identity not in self.about.get("titles", {}):
+                self.about = self.sweep.read() or {}
+            if result is not None:
+                state = "done"
+            elif folder.identity in self.about.get("cut", ()):
+                state = "cut"
+            else:
+                state = "failed" if failure else "running" if live else "stopped"
+            if run is None:
+                run = self._create(folder, token)
+            return self._fill(run, folder, state, result, failure)
 
-    def _go_on(self, run: "Run", config: TrialConfig) -> None:
-        """Whatever became of the command that made this run: it has its parameters, and it is running."""
-        if not run.data.params:
-            self._log(run.info.run_id, params=_params(config))
-        if run.info.status != "RUNNING":
-            self.client.update_run(run.info.run_id, status="RUNNING")
+    def _child(self, identity: str, token: str) -> "Run | None":
+        """The run of a trial, as it is at this moment. Others of it go: an earlier training's, or one made twice.
+
+        A request that the server answers too late is one that it may have heard, and so a run may be made twice.
+        """
+        runs = self._search(f"{self.of_parent} and tags.`clar.identity` = '{identity}'")
+        right = sorted((run for run in runs if run.data.tags.get("clar.run") == token), key=_oldest)
+        for run in runs:
+            if run not in right[:1]:
+                self.client.delete_run(run.info.run_id)
+        return right[0] if right else None
+
+    def _create(self, folder: TrialFolder, token: str) -> "Run":
+        tags = {
+            "mlflow.parentRunId": self.parent,
+            "clar.identity": folder.identity,
+            "clar.run": token,
+            "clar.sweep": self.sweep.name,
+            "clar.dataset_fingerprint": folder.data_fingerprint,
+            "clar.code_version": folder.code_version(),
+        }
+        title = self.about.get("titles", {}).get(folder.identity) or folder.config.title()
+        start = _milliseconds(folder.path / "config.json")
+        return self.client.create_run(self.experiment, start_time=start, tags=tags, run_name=title)
+
+    def _fill(self, run: "Run", folder: TrialFolder, state: str, result: TrialResult | None, failure: str) -> bool:
+        run_id, status = run.info.run_id, _STATUS[state]
+        tags = {"clar.state": state, **({"clar.failure": failure[:5000]} if failure else {})}
+        tags = {name: value for name, value in tags.items() if run.data.tags.get(name) != value}
+        params = _missing(_params(folder.config.model_dump()), run.data.params)
+        metrics = list(_metrics(result.epochs if result else folder.epochs(), self._epochs_written(run), result))
+        if not tags and not params and not metrics and run.info.status == status:
+            return False
+        self._log(run_id, params, metrics, tags, run.info.start_time)
+        if "clar.failure" in run.data.tags and not failure:
+            self.client.delete_tag(run_id, "clar.failure")
+        if status == "RUNNING":
+            if run.info.status != status:
+                self.client.update_run(run_id, status=status)
+        else:
+            self._upload(run_id, folder.path, _TRIAL_FILES)
+            last = next(
+                folder.path / name
+                for name in ("result.json", "failure.json", "epochs.json", "config.json")
+                if (folder.path / name).exists()
+            )
+            self.client.set_terminated(run_id, status, max(run.info.start_time, _milliseconds(last)))
+        return True
+
+    def _epochs_written(self, run: "Run") -> int:
+        """How many epochs the run holds. An epoch's metrics are written at once or, `train_loss` last, one by one."""
+        if "train_loss" not in run.data.metrics:
+            return 0
+        return max(metric.step for metric in self.client.get_metric_history(run.info.run_id, "train_loss"))
+
+    @_patiently
+    def _end(self, live: bool) -> bool:
+        """The parent run: note, files, clock and status; whether any was missing."""
+        about, path = self.about, self.sweep.path
+        files = [name for name in about.get("files", []) if (path / name).is_file()]
+        clock = {name: float(value) for name, value in about.get("clock", {}).items() if value is not None}
+        unfinished = "RUNNING" if live else "KILLED"
+        status = {"done": "FINISHED", "failed": "FAILED"}.get(about.get("state", ""), unfinished)
+        note = about.get("note", "")
+        content = hashlib.sha256(json.dumps([note, clock, files], sort_keys=True).encode())
+        for name in files:
+            content.update((path / name).read_bytes())
+        with self.lock:
+            run = self.client.get_run(self.parent)
+            # A sweep that goes on has no note yet: an earlier one stays.
+            written = bool(note or files or clock) and run.data.tags.get("clar.written") != content.hexdigest()
+            if written:
+                self._upload(self.parent, path, files)
+                at = _milliseconds(path / "sweep.json")
+                self._log(self.parent, metrics=[(name, value, 0) for name, value in clock.items()], start=at)
+                tags = {"mlflow.note.content": note, "clar.written": content.hexdigest()}
+                self._log(self.parent, tags=tags)
+            if run.info.status == status:
+                return written
+            if status == "RUNNING":
+                self.client.update_run(self.parent, status=status)
+            else:
+                self.client.set_terminated(self.parent, status)
+            return True
 
     def _search(self, query: str) -> list["Run"]:
         runs: list[Run] = []
         token = None
         while True:
-            page = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            page = self.client.search_runs([self.experiment], query, max_results=500, page_token=token)
             runs.extend(page)
             token = page.token
             if not token:
                 return runs
 
-    @_patiently
-    def trial(self, folder: TrialFolder, failure: str = "") -> None:
-        run = self.children.get(folder.identity)
-        if run is not None and run.info.status == "FINISHED":
-            return
-        if run is None:
-            run = self._child(folder)
-        run_id = run.info.run_id
-        self._go_on(run, folder.config)
-        known = self._epochs_written(run_id)
-        epochs = folder.epochs()
-        self._log(
-            run_id,
-            metrics=[
-                (name, value, record.epoch)
-                for record in epochs
-                if record.epoch > known
-                for name, value in (
-                    ("train_loss", record.train_loss),
-                    ("valid_top1", record.valid_top1),
-                    ("clips_per_second", record.clips_per_second),
-                )
-                if value is not None
-            ],
-        )
-        self.written[run_id] = max(known, len(epochs))
-        result = folder.result()
-        if result is not None:
-            # The last epoch's probe is the final one: `valid_top1` has been written with the epochs, if there were any.
-            final = result.metrics()
-            if result.epochs:
-                del final["valid_top1"]
-            step = len(result.epochs)
-            self._log(run_id, metrics=[(name, value, step) for name, value in final.items()])
-            for name in ("config.json", "encoder.safetensors", "log.txt"):
-                if (folder.path / name).exists():
-                    self.client.log_artifact(run_id, str(folder.path / name))
-            if "clar.failure" in run.data.tags:
-                self.client.delete_tag(run_id, "clar.failure")
-            self.client.set_terminated(run_id, "FINISHED")
-            self.children[folder.identity] = self.client.get_run(run_id)
-        elif failure:
-            self.client.set_tag(run_id, "clar.failure", failure[:5000])
-            if folder.log.exists():
-                self.client.log_artifact(run_id, str(folder.log))
-            self.client.set_terminated(run_id, "FAILED")
-            self.children[folder.identity] = self.client.get_run(run_id)
-
-    def _epochs_written(self, run_id: str) -> int:
-        """How many epochs the run holds: asked once, for a run that an earlier command began."""
-        if run_id not in self.written:
-            history = self.client.get_metric_history(run_id, "train_loss")
-            self.written[run_id] = max((metric.step for metric in history), default=0)
-        return self.written[run_id]
-
-    def _child(self, folder: TrialFolder) -> "Run":
-        tags = {
-            "mlflow.parentRunId": self.parent,
-            "clar.identity": folder.identity,
-            "clar.sweep": self.sweep,
-            "clar.dataset_fingerprint": folder.data_fingerprint,
-            "clar.code_version": folder.code_version() or self.code_version,
-        }
-        began = int((folder.path / "config.json").stat().st_mtime * 1000) if folder.code_version() else None
-        name = folder.config.title(self.base)
-        run = self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name)
-        self._go_on(run, folder.config)
-        # As it is now, parameters and all: the next visit finds nothing to add.
-        self.children[folder.identity] = run = self.client.get_run(run.info.run_id)
-        self.written[run.info.run_id] = 0
-        return run
-
-    def finish(
-        self,
-        done: list[TrialFolder],
-        files: list[Path],
-        note: str,
-        metrics: Callable[[], dict[str, float]],
-        whole: bool,
-    ) -> None:
-        for folder in done:
-            self.trial(folder)
-        self._end_parent(files, note, metrics, whole)
-
-    @_patiently
-    def _end_parent(self, files: list[Path], note: str, metrics: Callable[[], dict[str, float]], whole: bool) -> None:
-        self.client.set_tag(self.parent, "mlflow.note.content", note)
-        for file in files:
-            self.client.log_artifact(self.parent, str(file))
-        self._log(self.parent, metrics=[(name, value, 0) for name, value in metrics().items()])
-        self.client.set_terminated(self.parent, "FINISHED" if whole else "FAILED")
-
-    @_patiently
-    def interrupted(self) -> None:
-        """No run of this sweep stays RUNNING when its driver is gone."""
-        for run_id in (self.parent, *(run.info.run_id for run in self.children.values())):
-            if self.client.get_run(run_id).info.status == "RUNNING":
-                self.client.set_terminated(run_id, "KILLED")
-
     def _log(
-        self, run_id: str, params: dict[str, str] | None = None, metrics: list[tuple[str, float, int]] | None = None
+        self,
+        run_id: str,
+        params: dict[str, str] | None = None,
+        metrics: Iterable[tuple[str, float, int]] = (),
+        tags: dict[str, str] | None = None,
+        start: int = 0,
     ) -> None:
-        """All of it in batches of MLflow's limit, 1,000 metrics."""
-        from mlflow.entities import Metric, Param
+        """One request, or more where there are more than MLflow takes in one, in this order.
 
-        now = int(time.time() * 1000)
-        written = [Metric(name, value, now, step) for name, value, step in metrics or []]
-        for start in range(0, len(written), 1000) or [0]:
-            self.client.log_batch(
-                run_id,
-                metrics=written[start : start + 1000],
-                params=[Param(name, value) for name, value in (params or {}).items()],
-            )
+        Args:
+            run_id: of the run.
+            params: by name.
+            metrics: name, value, step.
+            tags: by name.
+            start: time of step 0, milliseconds.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(name, value, start + step, step) for name, value, step in metrics],
+            params=[Param(name, value) for name, value in (params or {}).items()],
+            tags=[RunTag(name, value) for name, value in (tags or {}).items()],
+        )
+
+    def _upload(self, run_id: str, folder: Path, names: Iterable[str]) -> None:
+        """Those of a folder's files that there are, in one go: MLflow takes a folder, so they are linked into one."""
+        there = [name for name in names if (folder / name).is_file()]
+        if not there:
+            return
+        with tempfile.TemporaryDirectory(prefix="clar-mlflow-") as links:
+            for name in there:
+                link = Path(links) / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to((folder / name).absolute())
+            self.client.log_artifacts(run_id, links)
 
 
-def _params(config: TrialConfig) -> dict[str, Any]:
+def _connect(uri: str, storage: Path) -> "MlflowClient":
+    """A client, its database made where there is none. Loads MLflow."""
+    # MLflow's retries (7, up to 2 minutes each) are meant for jobs that have nothing else to do, and a request that is
+    # sent again may make a run twice: the writer looks before it tries again.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    # Two lines a run on the user's terminal, and a message a call to MLflow's makers.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import logging
+
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Two processes that make one database at the same time would fall over each other.
+    with _lock(storage):
+        return MlflowClient(uri)
+
+
+def _lock(storage: Path) -> FileLock:
+    """Held while runs of a storage are looked for and made or changed."""
+    return FileLock(storage / ".tracking.lock", timeout=_LOCK_SECONDS)
+
+
+def _storage_id(storage: Path) -> str:
+    """Tells storages apart wherever they are mounted; made once, by whoever holds the lock."""
+    path = storage / ".tracking.id"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(8))
+    return path.read_text()
+
+
+def _others_drive(sweep: SweepFolder) -> bool:
+    """Whether another process drives the sweep."""
+    if not sweep.drivers_alive():  # forgets those that died, so that the files left are of the living
+        return False
+    own = f".driver-{socket.gethostname()}-{os.getpid()}"
+    return any(not path.name.startswith((f"{own}-", f"{own}.")) for path in sweep.path.glob(".driver-*.lock"))
+
+
+def _is_whole(run: "Run", token: str) -> bool:
+    """Whether nothing can be missing of this run of a trial."""
+    return run.info.status == "FINISHED" and run.data.tags.get("clar.run") == token
+
+
+def _oldest(run: "Run") -> tuple[bool, int, str]:
+    """Sorts runs that were made twice so that whoever looks keeps the same one."""
+    return run.info.status != "FINISHED", run.info.start_time, run.info.run_id
+
+
+def _metrics(epochs: Iterable[EpochRecord], known: int, result: TrialResult | None) -> Iterator[tuple[str, float, int]]:
+    """Name, value and step of what an MLflow run with `known` epochs lacks."""
+    last: EpochRecord | None = None
+    for last in epochs:
+        if last.epoch <= known:
+            continue
+        if last.valid_top1 is not None:
+            yield "valid_top1", last.valid_top1, last.epoch
+        yield "clips_per_second", last.clips_per_second, last.epoch
+        yield "train_loss", last.train_loss, last.epoch
+    for name, value in result.metrics().items() if result else ():
+        # The last epoch's probe is the final one: it has been written with the epoch.
+        if name != "valid_top1" or last is None or last.valid_top1 is None:
+            yield name, value, last.epoch if last else 0
+
+
+def _params(fields: dict[str, Any]) -> dict[str, str]:
     """The fields as MLflow shows them: `fade > time_mask` rather than a Python tuple."""
-    fields = config.model_dump()
-    fields["augmentations"] = " > ".join(fields["augmentations"])
-    fields["encoder_blocks"] = ",".join(map(str, fields["encoder_blocks"]))
-    return {name: str(value) for name, value in fields.items()}
+    shown = {}
+    for name, value in fields.items():
+        joint = " > " if name == "augmentations" else ","
+        shown[name] = joint.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return shown
+
+
+def _missing(wanted: dict[str, str], there: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in wanted.items() if name not in there}
+
+
+def _milliseconds(path: Path) -> int:
+    """When a file was written, since 1970."""
+    return int(path.stat().st_mtime * 1000)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".removeprefix("UserError: ").split())[:300]
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """What MLflow holds of a storage."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def sync(storage: Storage = Path("clar_runs"), tracking_uri: TrackingURI = None) -> int:
+    """Write what MLflow lacks of a storage's sweeps. Twice adds nothing, and beside a running sweep it does no harm."""
+    place = storage_path(storage, make=False)
+    if not place.is_dir():
+        raise UserError(f"--storage {storage}: no such folder")
+    storage_path(storage)
+    uri = tracking_uri or default_uri(place)
+    sweeps = SweepFolder.all(place)
+    if not sweeps:
+        print(f"no sweeps in {place}")
+        return 0
+    faults = 0
+    try:
+        client = _connect(uri, place)
+        for sweep in sweeps:
+            try:
+                writer = _Writer(client, uri, sweep)
+                written, same = writer.everything(sweep.drivers_alive())
+            except UserError as error:
+                faults += 1
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            print(f"{sweep.path.name}: {written} runs written, {same} up to date", flush=True)
+            faults += len(writer.faults)
+            for identity, reason in writer.faults.items():
+                print(f"error: trial {identity} is not written: {reason}", file=sys.stderr)
+    except Exception as error:
+        print(f"error: MLflow at {uri} cannot be written ({_one_line(error)}); the storage has all", file=sys.stderr)
+        return 1
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(app))

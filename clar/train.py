@@ -6,13 +6,14 @@ The folder is the same one that a sweep would use, so what this command has trai
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from clar import datasets, trainer
@@ -31,8 +32,12 @@ from clar.cli import (
     storage_path,
 )  # fmt: skip
 from clar.clips import ClipStore
-from clar.config import TrialConfig
-from clar.result import EpochRecord, TrialFolder, TrialResult
+from clar.config import Runtime, TrialConfig
+from clar.result import EpochRecord, SweepFolder, TrialFolder, TrialResult
+
+
+class Elsewhere(Exception):
+    """Another process is at work on the trial, or on its pre-training."""
 
 
 def run(
@@ -42,24 +47,39 @@ def run(
     version: str = "",
     on_epoch: Callable[[EpochRecord], None] | None = None,
     on_start: Callable[[], None] | None = None,
-) -> TrialResult:
+    *,
+    until: int | None = None,
+    stop: Callable[[], bool] | None = None,
+    wait: bool = True,
+) -> TrialResult | None:
     """Train the trial of a folder, or go on with it, or read its result where it is done.
 
-    A second process that asks for the same trial waits for the first and then finds it done.
+    A trial that starts from another's encoder has that one trained first, in that one's own folder. A second process
+    that asks for the same trial waits for the first and then finds it done.
 
     Args:
         folder: the trial and its place in the storage.
         store: the data set.
         device: `cpu` or `cuda`.
         version: of the code, for the record.
-        on_epoch: called with each epoch as it ends.
-        on_start: called when the trial is this process's to run, after any wait for another.
+        on_epoch: called with each of the trial's own epochs as it ends.
+        on_start: called once, when the first of it is this process's to run, after any wait for another.
+        until: return None once that many of its own epochs are finished; None: to the end.
+        stop: asked before every step, and while waiting; when it says so, the trial stops with a checkpoint.
+        wait: for another process that is at work on the trial.
 
     Raises:
-        Whatever `clar.trainer.train` raises; the traceback is then in the folder's log.
+        Elsewhere: another process is, and `wait` is off.
+        Stopped: `stop` said so.
+        Whatever else `clar.trainer.train` raises; the traceback is then in the folder's log.
     """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.lock):
+    if (result := folder.result()) is not None:
+        return result
+    pretraining = folder.pretraining()
+    if pretraining and pretraining.result() is None:
+        run(pretraining, store, device, version, None, on_start, stop=stop, wait=wait)
+        on_start = None
+    with _held(folder, wait, stop):
         if (result := folder.result()) is not None:
             return result
         if on_start:
@@ -76,28 +96,59 @@ def run(
                     on_epoch(record)
             known = len(epochs)
 
-        with open(folder.log, "a", buffering=1) as log_file:
+        def log(text: str) -> None:
+            # A full disk should fail where it loses something, with that file's name, and not here.
+            with suppress(OSError), open(folder.log, "a") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-            def log(text: str) -> None:
-                log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-            log(f"{folder.config.title()} on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-            try:
-                result = trainer.train(folder.config, store, device, folder.path, keep)
-            except Exception:
-                log(traceback.format_exc())
-                raise
+        log(f"{folder.config.title()} on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        encoder = pretraining.path / trainer.ENCODER if pretraining else None
+        try:
+            result = trainer.train(
+                folder.config, store, device, folder.path, keep, pretrained=encoder, until=until, stop=stop
+            )
+            if result is None:
+                log(f"paused after epoch {known}")
+                return None
             log(f"done: test top-1 {result.test_top1:.4f}, {result.train_seconds:.1f} s")
-        folder.write_result(result)
+            folder.write_result(result)
+        except trainer.Stopped:
+            log("stopped")
+            raise
+        except Exception:
+            log(traceback.format_exc())
+            raise
         (folder.path / trainer.CHECKPOINT).unlink(missing_ok=True)
         return result
+
+
+@contextmanager
+def _held(folder: TrialFolder, wait: bool, stop: Callable[[], bool] | None) -> Iterator[None]:
+    """The trial's lock. The operating system gives it back when the process dies."""
+    folder.lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.lock)
+    while True:
+        try:
+            lock.acquire(timeout=1 if wait else 0)
+            break
+        except Timeout:
+            if not wait:
+                raise Elsewhere(f"another process is at work on trial {folder.identity}") from None
+            if stop and stop():
+                raise trainer.Stopped(
+                    f"trial {folder.identity}: stopped while another process was at work on it"
+                ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def epoch_line(config: TrialConfig, record: EpochRecord) -> str:
     """One finished epoch in one line."""
     probe = "" if record.valid_top1 is None else f", valid top-1 {record.valid_top1:.3f}"
     return (
-        f"epoch {record.epoch}/{config.epochs}: loss {record.train_loss:.4f}{probe}, "
+        f"epoch {record.epoch}/{config.stage_epochs}: loss {record.train_loss:.4f}{probe}, "
         f"{record.clips_per_second:.0f} clips/s"
     )
 
@@ -116,38 +167,78 @@ def main(
     tracking_uri: TrackingURI = None,
     cpus_per_trial: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="0: train on the CPU.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train again what is done; the old results move to replaced/.")
+    ] = False,
 ) -> None:
     """Train one trial in this process, or go on with it; with --seeds N one after another."""
     gpu = gpus_here() > 0 if gpus_per_trial is None else gpus_per_trial > 0
     base = configure(dataset, preset, setting or [], gpu)
     store = datasets.load(base.dataset, data_root)
-    place = storage_path(storage)
-    if cpus_per_trial:
-        torch.set_num_threads(cpus_per_trial)
+    runtime = Runtime(
+        device="cuda" if gpu else "cpu",
+        threads=cpus_per_trial or torch.get_num_threads(),
+        storage=storage_path(storage),
+        store=store.path,
+        code_version=code_version(),
+    )
+    torch.set_num_threads(runtime.threads)
     console = Console(highlight=False, soft_wrap=True)
-    folders = []
-    for seed in range(base.seed, base.seed + seeds):
-        config = base.but(seed=seed)
-        folder = TrialFolder(place, config, store.fingerprint)
-        folders.append(folder)
-        console.print(f"trial {folder.identity}: {config.loss} on {config.input}, {config.title()}; {folder.path}")
+
+    def train(folder: TrialFolder, label: str) -> TrialResult:
+        config = folder.config
+        console.print(f"{label} {folder.identity}: {config.loss} on {config.input}, {config.title()}; {folder.path}")
         if folder.result():
             console.print("done before; its result:")
         result = run(
             folder,
             store,
-            "cuda" if gpu else "cpu",
-            code_version(),
-            lambda record, config=config: console.print(epoch_line(config, record)),  # type: ignore[misc]
+            runtime.device,
+            runtime.code_version,
+            lambda record: console.print(epoch_line(config, record)),
         )
-        for name, value in result.metrics().items():
+        assert result is not None  # no `until`
+        return result
+
+    folders = []
+    for seed in range(base.seed, base.seed + seeds):
+        folder = TrialFolder(runtime.storage, base.but(seed=seed), store.fingerprint)
+        folders.append(folder)
+        if fresh:
+            folder.archive()
+        pretraining = folder.pretraining()
+        if pretraining and not folder.result() and not pretraining.result():
+            train(pretraining, "pre-training, trial")
+        for name, value in train(folder, "trial").metrics().items():
             console.print(f"  {name:16} {value:.4g}")
     if tracking_uri:
-        from clar.tracking import Tracker
+        _track(folders, base, runtime, tracking_uri, console)
 
-        key = base.identity(store.fingerprint)
-        with Tracker(tracking_uri, "train", place, base, key, code_version(), console.print) as tracker:
-            tracker.finish(folders, [], "One trial at a time, by hand.", dict, True)
+
+def _track(folders: Sequence[TrialFolder], base: TrialConfig, runtime: Runtime, uri: str, console: Console) -> None:
+    """Write finished trials to MLflow, as a sweep called `train`."""
+    from clar.tracking import Tracker
+
+    first = folders[0]
+    sweep = SweepFolder(runtime.storage, "train", first.identity)
+    known = sweep.read() or {"trials": [], "titles": {}}
+    with sweep.driver(), Tracker(uri, sweep, console.print) as tracker:
+        sweep.write(
+            {
+                "name": sweep.name,
+                "key": sweep.key,
+                "dataset": base.dataset,
+                "base": base.model_dump(mode="json"),
+                "code_version": runtime.code_version,
+                "trials": list(dict.fromkeys([*known["trials"], *(folder.identity for folder in folders)])),
+                "titles": known["titles"] | {folder.identity: folder.config.title(base) for folder in folders},
+                "state": "done",
+                "note": "One trial at a time, by hand.",
+                "files": [],
+                "clock": {},
+            }
+        )
+        tracker.finish()
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; the weights were not touched by it."""
 
 
+class Stopped(Exception):
+    """The trial was asked to stop, and did so with a checkpoint."""
+
+
 class Model(nn.Module):
     """Front end, encoder and head of one trial."""
 
@@ -56,7 +60,7 @@ class Model(nn.Module):
         self.features = front_end(config, sample_rate)
         self.encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
         self.head = heads.Head(
-            config.loss,
+            "supervised" if config.loss == "finetune" else config.loss,
             self.encoder.out_features,
             config.projection_hidden,
             config.projection_dim,
@@ -113,8 +117,20 @@ def train(
     checkpoint_dir: Path | str | None = None,
     on_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
     checkpoint_seconds: float = 300.0,
-) -> TrialResult:
+    *,
+    pretrained: Path | None = None,
+    until: int | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrialResult | None:
     """Run one trial, or go on with it from its checkpoint.
+
+    Two kinds of trial start from the encoder of another, see `TrialConfig.pretraining`. Fine-tuning trains it on, under
+    a fresh supervised head and a fresh optimizer, at a learning rate that falls from `finetune_learning_rate` to 0. A
+    self-supervised trial with a share of the labels trains nothing and probes it.
+
+    Supervised training and fine-tuning with a share of the labels take their batches from the labelled clips only,
+    repeated to as many steps an epoch as all clips make. Drawn from all clips, a batch at 1 % of the labels would hold
+    a clip or two that count, and the joint loss, which learns from every clip, would be compared with a strawman.
 
     Args:
         config: the trial.
@@ -124,18 +140,31 @@ def train(
         on_epoch: called after each epoch with the records of all finished ones, and once first where a resume finds
             some finished.
         checkpoint_seconds: an epoch that takes longer is checkpointed inside, this often.
+        pretrained: the `encoder.safetensors` of `config.pretraining()`, for a trial that has one.
+        until: stop once that many of the trial's own epochs are finished, and return None; None, or as many as there
+            are: to the end.
+        stop: asked before every step; when it says so, the trial is checkpointed and stops.
 
     Raises:
-        UserError: the data do not suffice for the configuration, or the checkpoint is of another trial or damaged.
+        UserError: the data do not suffice for the configuration, the checkpoint is of another trial or damaged, or
+            the pre-trained encoder is missing, of another trial, or not wanted.
         NonFiniteLoss: the training diverged.
+        Stopped: `stop` said so.
     """
+    weights = _pretrained_encoder(config, store, pretrained)
     run = _Run(config, store, torch.device(device), Path(checkpoint_dir) if checkpoint_dir else None)
+    if weights:
+        run.model.encoder.load_state_dict(weights)
     run.restore()
     if on_epoch and run.records:
         on_epoch(tuple(run.records))
     probed: Probed | None = None
     saved = time.monotonic()
-    while run.step < run.total_steps:
+    pause = math.inf if until is None or until >= config.stage_epochs else until * run.steps_per_epoch
+    while run.step < min(pause, run.total_steps):
+        if stop and stop():
+            run.save()
+            raise Stopped(f"{config.title()}: stopped after {run.step} of {run.total_steps} steps")
         run.train_step()
         if run.step % run.steps_per_epoch == 0:
             probed = run.finish_epoch()
@@ -146,7 +175,7 @@ def train(
         elif time.monotonic() - saved > checkpoint_seconds:
             run.save()
             saved = time.monotonic()
-    return run.finish(probed)
+    return run.finish(probed) if pause == math.inf else None
 
 
 @dataclass
@@ -170,13 +199,19 @@ class _Run:
         self.train_indices = store.split("train")
         self.steps_per_epoch = len(self.train_indices) // config.batch_size
         config.check_batch(len(self.train_indices))
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.total_steps = config.stage_epochs * self.steps_per_epoch
+        finetune = config.loss == "finetune"
+        self.learning_rate = config.finetune_learning_rate if finetune else config.learning_rate
+        self.warmup_steps = 0 if finetune else config.warmup_epochs * self.steps_per_epoch
         labels_N = np.where(
             labelled_subset(store.labels[self.train_indices], config.label_fraction, config.seed),
             store.labels[self.train_indices],
             losses.UNLABELLED,
         )
         self.train_labels = torch.from_numpy(labels_N)
+        only_labelled = finetune or config.loss == "supervised"
+        wanted_N = self.train_labels != losses.UNLABELLED if only_labelled else torch.ones(len(labels_N))
+        self.drawn_from = wanted_N.nonzero().squeeze(1)
         # The global generator draws the first weights, on the CPU for every device, and nothing else.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(config.seed, "weights").initial_seed())
@@ -184,9 +219,13 @@ class _Run:
         self.model.to(self.device)
         if config.input == "spectrogram":
             self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = optim.make(config.optimizer, self.model, config.learning_rate, config.weight_decay)
+        self.optimizer = optim.make(config.optimizer, self.model, self.learning_rate, config.weight_decay)
         self.augment = augment.compose(
-            config.augmentations, store.sample_rate, config.augmentation_probability, config.fade_shapes
+            config.augmentations,
+            store.sample_rate,
+            config.augmentation_probability,
+            config.fade_shapes,
+            config.augmentation_strength,
         )
         self.clips = Clips(store, self.device)
 
@@ -197,14 +236,11 @@ class _Run:
         """One batch: two views of each clip, one step of the optimizer."""
         config, began = self.config, time.monotonic()
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(len(self.train_indices), generator=generator(config.seed, "order", epoch))
-        batch = order[position * config.batch_size : (position + 1) * config.batch_size]
+        batch = self.order(epoch)[position * config.batch_size : (position + 1) * config.batch_size]
         labels_B = self.train_labels[batch].to(self.device)
         clips_BT = self.clips(self.train_indices[batch.numpy()])
         views_BT = self.augment(clips_BT.repeat(2, 1), generator(config.seed, "augment", self.step, device=self.device))
-        rate = optim.learning_rate_at(
-            self.step, config.learning_rate, config.warmup_epochs * self.steps_per_epoch, self.total_steps
-        )
+        rate = optim.learning_rate_at(self.step, self.learning_rate, self.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -225,6 +261,13 @@ class _Run:
         self.recent.append(value)
         self.epoch_seconds += time.monotonic() - began
 
+    def order(self, epoch: int) -> Tensor:
+        """The epoch's clips, as positions in the training split: shuffled, and shuffled again until they fill it."""
+        shuffle = generator(self.config.seed, "order", epoch)
+        count = len(self.drawn_from)
+        rounds = math.ceil(self.steps_per_epoch * self.config.batch_size / count)
+        return torch.cat([self.drawn_from[torch.randperm(count, generator=shuffle)] for _ in range(rounds)])
+
     def tick(self) -> None:
         """Add the time since the last call to the trial's clock, which runs on across restarts."""
         now = time.monotonic()
@@ -236,7 +279,7 @@ class _Run:
         epoch = self.step // self.steps_per_epoch
         views = self.steps_per_epoch * self.config.batch_size
         speed = views / self.epoch_seconds
-        due = epoch % self.config.probe_every == 0 or epoch == self.config.epochs
+        due = epoch % self.config.probe_every == 0 or epoch == self.config.stage_epochs
         probed = self.probe() if due else None
         self.records.append(
             EpochRecord(
@@ -386,17 +429,46 @@ def load_encoder(path: Path | str, device: torch.device | str = "cpu") -> Loaded
     Raises:
         UserError: the file is missing, damaged, or not an encoder of this project.
     """
-    path = Path(path)
+    about, config, tensors = _read_encoder(Path(path))
+    encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise _no_encoder(Path(path), error) from error
+    module = nn.Sequential(front_end(config, about["sample_rate"]), encoder).to(device).eval()
+    return LoadedEncoder(module, config, about["sample_rate"], about["clip_samples"])
+
+
+def _pretrained_encoder(config: TrialConfig, store: ClipStore, path: Path | None) -> dict[str, Tensor]:
+    """The encoder that the trial starts from; empty for a trial that starts from random weights."""
+    wanted = config.pretraining()
+    if wanted is None:
+        if path is not None:
+            raise UserError(f"{config.title()}, loss {config.loss}, starts from random weights, not from {path}")
+        return {}
+    identity = wanted.identity(store.fingerprint)
+    if path is None:
+        raise UserError(
+            f"{config.title()}, loss {config.loss}, needs the encoder of its pre-training, trial {identity}"
+        )
+    about, found, tensors = _read_encoder(path)
+    if found.identity(about["dataset_fingerprint"]) != identity:
+        raise UserError(f"{path} is the encoder of another trial than {identity}, which {config.title()} starts from")
+    return tensors
+
+
+def _read_encoder(path: Path) -> tuple[dict[str, Any], TrialConfig, dict[str, Tensor]]:
+    """What the file says about itself, the trial that wrote it, and the weights."""
     if not path.is_file():
         raise UserError(f"no encoder at {os.fspath(path)}; a trial's folder holds one as {ENCODER}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        config = TrialConfig(**about["config"])
-        encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
-        encoder.load_state_dict(tensors)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not an encoder written by clar ({type(error).__name__}: {error})") from error
-    module = nn.Sequential(front_end(config, about["sample_rate"]), encoder).to(device).eval()
-    return LoadedEncoder(module, config, about["sample_rate"], about["clip_samples"])
+        return about, TrialConfig(**about["config"]), tensors
+    except (safetensors.SafetensorError, KeyError, ValueError, UserError) as error:
+        raise _no_encoder(path, error) from error
+
+
+def _no_encoder(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is not an encoder written by clar ({type(error).__name__}: {error})")

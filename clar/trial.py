@@ -1,28 +1,31 @@
-"""A trial as Ray Tune runs it, and Tune as this project runs it.
+"""A trial as a Ray worker runs it, and the pool of workers on which a sweep's trials run.
 
-Tune decides which trial runs where and when; everything else is the storage's: results, checkpoints, resume. Workers
-are reused from trial to trial, so torch is imported once per worker. A trial that fails reports its failure instead of
+Plain Ray actors: Ray starts them where there is room, and tells when one dies. Ray Tune's own loop is not used: it has
+no rounds (its workers end where nothing is ready for a moment), cannot end a trial that hangs, and its books, which
+nothing here needs, cost 0.2 s a trial. Everything that matters is in the storage.
+
+A worker runs trial after trial, so torch is imported once a worker. A trial that fails reports its failure instead of
 raising it: the worker survives, and the sweep goes on at once.
 """
 
+import contextlib
+import dataclasses
 import logging
+import math
 import os
+import queue
 import signal
-import tempfile
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-# Read when ray.tune is imported or its first tuner made.
-os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1"
-# The new output prints its header whatever `verbose` says.
-os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-# Ctrl-C ends the sweep at once, with all finished epochs kept; Tune's own handler would wait for running epochs.
-os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
 # Workers keep the memory of one step for the next. glibc gives blocks of megabytes back to the system as they are freed
 # and pays a page fault for every 4 KiB of the next ones: 3,000 to 4,500 faults and a tenth of the time of a demo step.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
@@ -31,66 +34,179 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
-from ray import tune
 
 from clar.clips import ClipStore
-from clar.config import TrialConfig
+from clar.config import Runtime, TrialConfig
 from clar.errors import UserError
+from clar.packing import Share
 from clar.result import EpochRecord, TrialFolder
 
-Report = dict[str, Any]
-"""What a trial tells the driver: `identity`, `started` (seconds since 1970), `busy_seconds` (spent on the trial
-itself, not on start-up, waiting or reporting), after an epoch `epoch` and `valid_top1`, at the end `final` (its
-metrics) or `failure` (one line)."""
+_BUSY_ELSEWHERE_SECONDS = 2.0
+_STOP_SECONDS = 120.0
+_NEWS_SECONDS = 0.5
+_RESOURCES_SECONDS = 5.0
+
+State = Literal["begun", "started", "epoch", "done", "paused", "elsewhere", "stopped", "failed"]
+"""`begun`: a worker has it; `started`: it is this worker's to run, after any wait; `paused`: the epoch asked for is
+reached; `elsewhere`: another process is at it; `stopped`: at the driver's word, checkpoint written."""
 
 
-def trainable(job: dict[str, Any]) -> None:
-    """One trial in a worker process.
+@dataclass(frozen=True)
+class Job:
+    """What a worker is to do: one trial, up to an epoch or to its end.
 
-    Args:
-        job: `identity` and `config` (fields) of the trial, `storage` and `store` (folders), `device`, `threads`,
-            `code_version`.
+    Attributes:
+        identity: of the trial.
+        config: its fields.
+        until: the epoch to reach; None: the result.
+        runtime: what it runs with.
+        share: what it gets of the machine.
+        after: identity of the trial that must have ended before, where that is one of the same round.
     """
+
+    identity: str
+    config: dict[str, Any]
+    until: int | None
+    runtime: Runtime
+    share: Share
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker tells the driver.
+
+    Attributes:
+        identity: of the trial.
+        state: see `State`.
+        started: when this run of the trial started, seconds since 1970.
+        busy_seconds: spent on the trial itself since, not on waiting or reporting.
+        epoch: the last finished one.
+        valid_top1: the probe's accuracy there, None where none was due.
+        metrics: the final numbers of a trial that is done.
+        reason: of a failure, one line.
+        cause: `user`: the same again would fail the same; `memory`: there was too little; `disk`: the storage is full.
+        worker: host and process id.
+    """
+
+    identity: str
+    state: State
+    started: float = 0.0
+    busy_seconds: float = 0.0
+    epoch: int = 0
+    valid_top1: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    cause: Literal["", "user", "memory", "disk"] = ""
+    worker: tuple[str, int] = ("", 0)
+
+
+class Worker:
+    """One process of the pool; a Ray actor."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        # One thread for all trials: OpenMP keeps its threads by the thread that calls it.
+        self.thread = ThreadPoolExecutor(1)
+
+    def stop(self) -> None:
+        """Have the running trial write its checkpoint and end."""
+        self.stopping.set()
+
+    def run(self, job: Job) -> Iterator[Report]:
+        """Run a trial; its reports come as they are made."""
+        reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self.thread.submit(self._run, job, reports)
+        while (report := reports.get()) is not None:
+            yield report
+
+    def measure(self, request: dict[str, Any]) -> dict[str, Any]:
+        """`clar.packing.answer` in this process: what a step of some trials takes."""
+        from clar import packing
+
+        return packing.answer(request)
+
+    def _run(self, job: Job, reports: "queue.SimpleQueue[Report | None]") -> None:
+        try:
+            reports.put(Report(job.identity, "begun", worker=(socket.gethostname(), os.getpid())))
+            reports.put(_attempt(job, reports.put, self.stopping.is_set))
+        except BaseException as error:
+            reports.put(Report(job.identity, "failed", reason=_one_line(error)))
+        finally:
+            reports.put(None)
+
+
+def _attempt(job: Job, tell: Callable[[Report], None], stop: Callable[[], bool]) -> Report:
+    """Run the trial as far as it goes; the last report."""
     # Imported in the worker and never in the driver, which knows no tensor.
     import torch
 
-    from clar.train import run
+    from clar import train
+    from clar.trainer import Stopped
 
-    torch.set_num_threads(job["threads"])
-    config = TrialConfig(**job["config"])
-    started = time.time()
-    reporting = 0.0
+    runtime = job.runtime
+    torch.set_num_threads(runtime.threads)
+    began = Report(job.identity, "started", started=time.time())
+
+    def report(state: State, **what: Any) -> Report:
+        return dataclasses.replace(began, state=state, busy_seconds=time.time() - began.started, **what)
 
     def start() -> None:
-        nonlocal started
-        started = time.time()
-
-    def report(**what: Any) -> None:
-        nonlocal reporting
-        now = time.time()
-        busy = now - started - reporting
-        tune.report({"identity": job["identity"], "started": started, "busy_seconds": busy, **what})
-        reporting += time.time() - now
+        nonlocal began
+        began = Report(job.identity, "started", started=time.time())
+        tell(began)
 
     def after_epoch(record: EpochRecord) -> None:
-        report(epoch=record.epoch, valid_top1=record.valid_top1)
+        tell(report("epoch", epoch=record.epoch, valid_top1=record.valid_top1))
 
     try:
-        store = ClipStore.open(Path(job["store"]))
-        folder = TrialFolder(Path(job["storage"]), config, store.fingerprint)
-        if folder.identity != job["identity"]:
+        store = ClipStore.open(Path(runtime.store))
+        folder = TrialFolder(Path(runtime.storage), TrialConfig(**job.config), store.fingerprint)
+        if folder.identity != job.identity:
             raise UserError(f"{store.path} has changed since the sweep was planned; run the command again")
-        result = run(folder, store, job["device"], job["code_version"], after_epoch, start)
+        result = train.run(
+            folder, store, runtime.device, runtime.code_version, after_epoch, start,
+            until=job.until, stop=stop, wait=False,
+        )  # fmt: skip
+    except train.Elsewhere:
+        return report("elsewhere")
+    except Stopped:
+        return report("stopped")
     except Exception as error:
-        report(failure=" ".join(f"{type(error).__name__}: {error}".split()))
-    else:
-        report(final=result.metrics())
+        return report("failed", reason=_one_line(error), cause=_cause(error))
+    finally:
+        if runtime.device == "cuda":
+            # What this trial does not use any more, its neighbours on the GPU may.
+            torch.cuda.empty_cache()
+    if result is None:
+        return report("paused")
+    return report("done", metrics=result.metrics())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _cause(error: Exception) -> Literal["", "user", "memory", "disk"]:
+    import errno
+
+    import torch
+
+    if isinstance(error, UserError):
+        return "user"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return "memory"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk"
+    return ""
 
 
 @contextmanager
 def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, float]]:
     """Ray on this machine, or the cluster at `address`; gives its resources, `CPU` and `GPU` among them."""
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray prints a paragraph about each worker that dies, whatever its log settings; the pool says it in a line.
+    ray._private.worker.print_to_stdstream = lambda *lines, **options: None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
@@ -106,73 +222,269 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, flo
         ray.shutdown()
 
 
-_interrupted = threading.Event()
+def measure(request: dict[str, Any], gpu: bool) -> dict[str, Any]:
+    """`clar.packing.answer` by a worker of the cluster that this process is connected to."""
+    worker: Any = ray.remote(Worker).options(num_cpus=1, num_gpus=1 if gpu else 0).remote()
+    try:
+        return ray.get(worker.measure.remote(request))
+    finally:
+        ray.kill(worker)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """Ctrl-C. Noted too, since an interrupt that falls into Ray's own code may get lost there."""
-    _interrupted.set()
-    raise KeyboardInterrupt
+class StorageFull(Exception):
+    """The storage's disk is full; says which path could not be written."""
 
 
-class _Listener(tune.Callback):
-    """Passes Tune's events on to the driver."""
+@dataclass
+class _Attempt:
+    """A job that waits for a worker, for the first time or again."""
 
-    def __init__(self, on_report: Callable[[Report], None], on_lost: Callable[[dict[str, Any], str], None]) -> None:
-        self.on_report, self.on_lost = on_report, on_lost
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its callbacks into its books; what these two hold, the user's terminal among it, cannot be.
-        return {}
-
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: Report, **info: Any) -> None:
-        if _interrupted.is_set():
-            raise KeyboardInterrupt
-        self.on_report(result)
-
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        reason = str(trial.get_error() or "the worker died").strip().splitlines()[-1]
-        self.on_lost(trial.config["job"], reason)
+    job: Job
+    failures: int = 0
+    not_before: float = 0.0
+    alone: bool = False
 
 
-def run_all(
-    jobs: list[dict[str, Any]],
-    cpus: float,
-    gpus: float,
-    on_report: Callable[[Report], None],
-    on_lost: Callable[[dict[str, Any], str], None],
-) -> None:
-    """Run every job as a Tune trial, as many at a time as the cluster has room for.
+@dataclass
+class _Slot:
+    """A worker, and what it is doing."""
+
+    actor: Any
+    share: Share
+    attempt: _Attempt | None = None
+    reports: Any = None
+    heard: float = math.inf
+    process: tuple[str, int] = ("", 0)
+    last: Report | None = None
+
+
+class Pool:
+    """Workers on a Ray cluster. A context manager; leaving it ends the workers.
 
     Args:
-        jobs: what `trainable` takes, one a trial, started in this order.
-        cpus: CPUs of each trial.
-        gpus: GPUs of each trial, or a share of one.
-        on_report: called with every report of every trial.
-        on_lost: called with the job and one line where a worker died without a report.
+        on_report: called with every report, and for a failure with `failed` only when the trial is given up.
+        say: prints one line for the user.
+        retries: how often a failed trial is tried again, from its checkpoint.
+        timeout: seconds without a finished epoch after which a trial counts as hung and is ended; None: never.
     """
 
-    _interrupted.clear()
-    signal.signal(signal.SIGINT, _interrupt)
-    # Tune keeps books of its own. Nothing reads them: the storage knows more, and Tune's restore loses what is newer
-    # than its last snapshot.
-    with tempfile.TemporaryDirectory(prefix="clar-tune-") as books:
-        tune.Tuner(
-            tune.with_resources(_by_job, {"cpu": cpus, "gpu": gpus}),
-            param_space={"job": tune.grid_search(jobs)},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                trial_name_creator=lambda trial: str(trial.trial_id),
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name="sweep", storage_path=books, callbacks=[_Listener(on_report, on_lost)], verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
-            ),
-        ).fit()  # fmt: skip
-    if _interrupted.is_set():
-        raise KeyboardInterrupt
+    def __init__(
+        self,
+        on_report: Callable[[Report], None],
+        say: Callable[[str], None],
+        retries: int = 2,
+        timeout: float | None = None,
+    ) -> None:
+        self.on_report, self.say = on_report, say
+        self.retries, self.timeout = retries, timeout
+        self.slots: list[_Slot] = []
+        self.given_up: set[str] = set()
+        self.full: str = ""
+        self._totals: tuple[float, dict[str, float]] = (-math.inf, {})
+        self._interrupts = 0
 
+    def __enter__(self) -> "Pool":
+        # In the main thread only; elsewhere there are no signals to take.
+        self._former = {
+            number: signal.signal(number, self._interrupt)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if threading.current_thread() is threading.main_thread()
+        }
+        return self
 
-def _by_job(parameters: dict[str, Any]) -> None:
-    trainable(parameters["job"])
+    def __exit__(self, *error: object) -> None:
+        for slot in list(self.slots):
+            self._end(slot)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def run(self, jobs: list[Job]) -> None:
+        """Run every job to its end, as many at a time as there is room for.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running trials have written their checkpoints.
+            StorageFull: a trial could not write; the other running ones have ended.
+        """
+        waiting = deque(_Attempt(job) for job in jobs)
+        unfinished = {job.identity for job in jobs}
+        stop_by = 0.0
+        while waiting or self._busy():
+            if self._interrupts and not stop_by:
+                stop_by = time.monotonic() + _STOP_SECONDS
+                self._stop(len(self._busy()))
+            if stop_by and (not self._busy() or time.monotonic() > stop_by):
+                raise KeyboardInterrupt
+            if self.full and not self._busy():
+                raise StorageFull(self.full)
+            if not stop_by and not self.full:
+                self._start(waiting, unfinished)
+            for slot in self._ready():
+                self._listen(slot, waiting, unfinished)
+            self._end_hung(waiting, unfinished)
+        if self._interrupts:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._interrupts += 1
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+
+    def _stop(self, running: int) -> None:
+        if running:
+            self.say(f"stopping: {running} trials write their checkpoints; Ctrl-C again stops at once")
+        for slot in self._busy():
+            slot.actor.stop.remote()
+
+    def _busy(self) -> list[_Slot]:
+        return [slot for slot in self.slots if slot.attempt is not None]
+
+    def _start(self, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
+        """Give work to workers, and make workers while there is room for them."""
+        now = time.monotonic()
+        postponed: list[_Attempt] = []
+        while waiting:
+            attempt = waiting.popleft()
+            if attempt.not_before > now or attempt.job.after in unfinished:
+                postponed.append(attempt)
+                continue
+            if attempt.job.after in self.given_up:
+                unfinished.discard(attempt.job.identity)
+                self.given_up.add(attempt.job.identity)
+                reason = f"its pre-training {attempt.job.after} failed"
+                self.on_report(Report(attempt.job.identity, "failed", reason=reason))
+                continue
+            slot = self._slot_for(attempt)
+            if slot is None:
+                waiting.appendleft(attempt)
+                break
+            slot.attempt, slot.heard, slot.last = attempt, math.inf, None
+            slot.reports = slot.actor.run.options(num_returns="streaming").remote(attempt.job)
+        waiting.extendleft(reversed(postponed))
+
+    def _slot_for(self, attempt: _Attempt) -> _Slot | None:
+        """An idle worker with the right share, or a new one, in the place of idle ones with others if need be."""
+        share = self._whole() if attempt.alone else attempt.job.share
+        idle = [slot for slot in self.slots if slot.attempt is None]
+        for slot in idle:
+            if slot.share == share:
+                return slot
+        while not self._room(share):
+            if not idle:
+                # More than there is at all: Ray decides, when nothing else is in its way.
+                if self.slots:
+                    return None
+                break
+            self._end(idle.pop())
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_concurrency": 4}
+        slot = _Slot(ray.remote(Worker).options(**options).remote(), share)
+        self.slots.append(slot)
+        return slot
+
+    def _room(self, share: Share) -> bool:
+        total = self._resources()
+        cpus = sum(slot.share.cpus for slot in self.slots) + share.cpus
+        gpus = sum(slot.share.gpus for slot in self.slots) + share.gpus
+        return cpus <= total.get("CPU", 0) + 1e-6 and gpus <= total.get("GPU", 0) + 1e-6
+
+    def _resources(self) -> dict[str, float]:
+        """What there is, asked anew now and then: nodes come and go."""
+        asked, known = self._totals
+        if time.monotonic() - asked > _RESOURCES_SECONDS:
+            known = ray.cluster_resources()
+            self._totals = (time.monotonic(), known)
+        return known
+
+    def _whole(self) -> Share:
+        """So much that nothing else runs on the same GPU, or, without GPUs, on the same node."""
+        if self._resources().get("GPU", 0):
+            return Share(1, 1.0)
+        return Share(int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])), 0.0)
+
+    def _ready(self) -> list[_Slot]:
+        """The workers that have said something, after a moment's wait."""
+        busy = self._busy()
+        if not busy:
+            time.sleep(_NEWS_SECONDS)
+            return []
+        streams = {slot.reports: slot for slot in busy}
+        ready, _ = ray.wait(list(streams), num_returns=1, timeout=_NEWS_SECONDS)
+        if ready and len(busy) > 1:
+            ready, _ = ray.wait(list(streams), num_returns=len(busy), timeout=0)
+        return [streams[stream] for stream in ready]
+
+    def _listen(self, slot: _Slot, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
+        """Take one report, or the news that there will be none."""
+        try:
+            report: Report = ray.get(next(slot.reports))
+        except StopIteration:
+            self._ended(slot, waiting, unfinished)
+            return
+        except ray.exceptions.RayError as error:
+            if not (slot.last and slot.last.state == "failed"):
+                job = slot.attempt.job if slot.attempt else None
+                reason = f"the worker process died ({_one_line(error)[:200]})"
+                slot.last = Report(job.identity if job else "", "failed", reason=reason)
+            self._end(slot)
+            self._ended(slot, waiting, unfinished)
+            return
+        slot.heard, slot.last = time.monotonic(), report
+        if report.state == "begun":
+            slot.process = report.worker
+        elif report.state in ("started", "epoch"):
+            self.on_report(report)
+
+    def _ended(self, slot: _Slot, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
+        """Draw the conclusion from a worker's last report."""
+        attempt, report = slot.attempt, slot.last
+        slot.attempt = slot.reports = None
+        assert attempt is not None
+        if report is None or report.state not in ("done", "paused", "elsewhere", "stopped", "failed"):
+            report = Report(attempt.job.identity, "failed", reason="the worker ended without a word")
+        if report.state == "elsewhere":
+            attempt.not_before = time.monotonic() + _BUSY_ELSEWHERE_SECONDS
+            waiting.append(attempt)
+            return
+        if report.state == "failed" and self._again(attempt, report, waiting):
+            return
+        unfinished.discard(attempt.job.identity)
+        if report.state == "failed":
+            self.given_up.add(attempt.job.identity)
+        self.on_report(report)
+
+    def _again(self, attempt: _Attempt, report: Report, waiting: "deque[_Attempt]") -> bool:
+        """Whether a failed trial gets another try: from its checkpoint, after an out-of-memory alone."""
+        if report.cause == "disk":
+            self.full = self.full or report.reason
+            return False
+        attempt.failures += 1
+        if report.cause == "user" or attempt.failures > self.retries or self._interrupts:
+            return False
+        if report.cause == "memory":
+            attempt.alone = True
+            # After all others, when there is room for it to be alone.
+            waiting.append(attempt)
+        else:
+            waiting.appendleft(attempt)
+        return True
+
+    def _end_hung(self, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
+        """End the workers that have not finished an epoch for too long."""
+        if self.timeout is None:
+            return
+        for slot in self._busy():
+            if time.monotonic() - slot.heard > self.timeout and slot.attempt is not None:
+                reason = f"no finished epoch in {self.timeout:g} s (--trial-timeout)"
+                slot.last = Report(slot.attempt.job.identity, "failed", reason=reason)
+                host, process = slot.process
+                # Ray asks a process to end itself; one that hangs may not hear it.
+                if host == socket.gethostname() and process:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(process, signal.SIGKILL)
+                self._end(slot)
+                self._ended(slot, waiting, unfinished)
+
+    def _end(self, slot: _Slot) -> None:
+        """End a worker's process."""
+        self.slots.remove(slot)
+        with contextlib.suppress(Exception):
+            ray.kill(slot.actor)

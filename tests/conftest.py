@@ -8,6 +8,7 @@ import pytest
 
 from clar import clips
 from clar.clips import ClipStore, Source
+from tests.running import Command
 
 TONES = {"low": 300.0, "middle": 700.0, "high": 1500.0, "top": 3100.0}
 
@@ -43,3 +44,9 @@ def tone_store(tmp_path_factory: pytest.TempPathFactory) -> ClipStore:
 def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for tests that run commands; the small `digits` in it is synthesised once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def command(tmp_path: Path, small_cache: Path) -> Command:
+    """The commands, in a folder of the test's own with the studies of `tests.running`."""
+    return Command(tmp_path, small_cache)

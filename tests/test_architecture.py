@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHAIN = [
     ["errors"], ["files", "config"], ["seeds", "clips"], ["datasets"], ["vocoder"], ["augment"], ["features"],
-    ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result"], ["trainer"], ["space", "cli"], ["tracking"],
-    ["train", "embed"], ["trial"], ["sweep"],
+    ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result"], ["trainer"], ["space", "cli", "rounds"],
+    ["search"], ["plan"], ["tracking"], ["train", "embed"], ["packing"], ["trial"], ["sweep"],
 ]  # fmt: skip
 
 
@@ -45,10 +45,12 @@ def test_modules_import_along_the_chain_and_never_back() -> None:
     [
         ("clar.trainer", ("ray", "mlflow", "pandas")),
         ("clar.train", ("ray", "mlflow")),
-        ("clar.sweep", ("torch", "ray", "mlflow", "pandas", "matplotlib")),
+        ("clar.sweep", ("torch", "ray", "mlflow", "optuna", "pandas", "matplotlib")),
         ("clar.trial", ("torch", "mlflow")),
+        ("clar.packing", ("torch", "ray")),
         ("clar.datasets", ("torch", "torchaudio", "ray")),
-        ("analysis.tables", ("torch", "ray", "mlflow")),
+        ("analysis.tables", ("torch", "ray", "mlflow", "matplotlib")),
+        ("analysis.outcome", ("torch", "ray", "mlflow", "matplotlib", "optuna")),
     ],
 )
 def test_what_a_module_does_not_load(module: str, absent: tuple[str, ...]) -> None:

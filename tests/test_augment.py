@@ -28,7 +28,7 @@ from clar.augment import (
     time_stretch,
     white_noise,
 )
-from clar.config import AUGMENTATIONS
+from clar.config import AUGMENTATIONS, STRONGEST
 from clar.errors import UserError
 
 RATE = 16_000
@@ -102,15 +102,79 @@ def test_registry_is_the_papers_list_in_its_order() -> None:
     assert tuple(REGISTRY) == AUGMENTATIONS
 
 
+@pytest.mark.parametrize("strength", [0, 0.01, 0.5, 1, STRONGEST])
 @pytest.mark.parametrize("T", [1, 2, 7, 100, 4001, RATE])
-def test_shape_dtype_device_and_input_kept(name: str, T: int, device: torch.device) -> None:
+def test_shape_dtype_device_and_input_kept(name: str, T: int, strength: float, device: torch.device) -> None:
     clips = noise(5, T, device)
     before = clips.clone()
-    out = compose([name], RATE, probability=1)(clips, seeded(0, device))
+    out = compose([name], RATE, probability=1, strength=strength)(clips, seeded(0, device))
     assert (out.shape, out.dtype, out.device) == (clips.shape, clips.dtype, clips.device)
     assert out.isfinite().all()
     assert torch.equal(clips, before)
     assert out.data_ptr() != clips.data_ptr()
+
+
+def test_strength_zero_is_the_identity_and_draws_nothing(name: str, device: torch.device) -> None:
+    clips, generator = noise(8, RATE, device), seeded(0, device)
+    before = generator.get_state()
+    out = compose([name], RATE, probability=1, strength=0)(clips, generator)
+    assert torch.equal(out, clips)
+    assert out.data_ptr() != clips.data_ptr()
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_more_strength_changes_more(name: str) -> None:
+    clip = speech_like()
+    distances = []
+    for strength in (0.02, 0.2, 1):
+        clips = torch.from_numpy(clip).repeat(24, 1)
+        out = compose([name], RATE, probability=1, strength=strength)(clips, seeded()).numpy()
+        # Seen as log-mel pictures, which a small shift in time changes little.
+        distances.append(np.mean([np.abs(log_mel(changed) - log_mel(clip)).mean() for changed in out]))
+    assert distances == sorted(distances)
+    assert distances[0] < 0.5 * distances[2]
+
+
+def test_each_augmentation_has_its_own_probability_and_strength() -> None:
+    augment = compose(("fade", "time_mask", "fade"), RATE, (0.25, 1, 0), strength=(2, 0.5, 1))
+    assert [one.probability for one in augment.augmentations] == [0.25, 1, 0]
+    assert [one.strength for one in augment.augmentations] == [2, 0.5, 1]
+    assert repr(augment).count("strength=") == 3
+    clips = torch.ones(2000, 64)
+    out = compose(("time_shift", "fade"), RATE, (0.9, 0.1))(clips, seeded())  # shifted ones are still ones
+    assert (out != clips).any(1).float().mean().item() == pytest.approx(0.1, abs=0.03)
+
+
+def test_an_augmentation_that_never_acts_is_as_if_it_were_not_there() -> None:
+    clips = noise(8, 4000)
+    expected = compose(("fade", "white_noise"), RATE)(clips, seeded())
+    for probability, strength in (((0.5, 0, 0.5), 1), (0.5, (1, 0, 1))):
+        augment = compose(("fade", "mixed_noise", "white_noise"), RATE, probability, strength=strength)
+        assert torch.equal(augment(clips, seeded()), expected)
+
+
+# What is drawn at a strength, over 4,000 clips of 800 samples: the column, and its smallest and largest value.
+@pytest.mark.parametrize(
+    ("name", "column", "half", "paper", "double"),
+    [
+        ("pitch_shift", 0, (-7.5, 7.5), (-15, 15), (-30, 30)),
+        ("fade", 0, (0, 200), (0, 400), (0, 800)),
+        ("fade", 1, (0, 200), (0, 400), (0, 800)),
+        ("white_noise", 0, (6.02, 26.02), (0, 20), (-6.02, 13.98)),
+        ("mixed_noise", 0, (6.02, 26.02), (0, 20), (-6.02, 13.98)),
+        ("time_mask", 1, (1, 50), (1, 100), (1, 200)),
+        ("time_shift", 0, (-200, 200), (-400, 400), (-800, 800)),
+        ("time_stretch", 0, (0.75, 1.25), (0.5, 1.5), (0.25, 2)),
+    ],
+)
+def test_ranges_at_a_strength(name: str, column: int, half: tuple, paper: tuple, double: tuple) -> None:
+    for strength, (low, high) in ((0.5, half), (1, paper), (2, double)):
+        (augmentation,) = compose([name], RATE, strength=strength).augmentations
+        drawn = augmentation.draw(4000, 800, seeded(), torch.device("cpu"))[column].float()
+        margin = 0.01 * (high - low)
+        assert low - 0.01 <= drawn.min() <= low + margin
+        assert high - margin <= drawn.max() <= high + 0.01
+        assert drawn.mean().item() == pytest.approx((low + high) / 2, abs=0.03 * (high - low))
 
 
 def test_seed_decides(name: str, device: torch.device) -> None:
@@ -215,6 +279,10 @@ def test_mistakes_are_named() -> None:
         compose(["time_streth"], RATE)
     with pytest.raises(UserError, match=r"probability = 1\.5"):
         compose(["fade"], RATE, probability=1.5)
+    with pytest.raises(UserError, match=r"strength = 2\.5: must lie between 0 and 2"):
+        compose(["fade", "time_mask"], RATE, strength=(1, 2.5))
+    with pytest.raises(UserError, match="strength: needs one number, or one for each of the 2; got 3"):
+        compose(["fade", "time_mask"], RATE, strength=(1, 1, 1))
     for bad in (torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(2, 0), torch.zeros(2, 5, dtype=torch.float64)):
         with pytest.raises(ValueError, match=r"clips must be \(B, T\) float32.*" + r"\(" + str(bad.shape[0])):
             compose(["fade"], RATE)(bad, seeded())

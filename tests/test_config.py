@@ -1,10 +1,11 @@
+import dataclasses
 import json
 import subprocess
 import sys
 
 import pytest
 
-from clar.config import AUGMENTATIONS, PRESETS, TrialConfig, parse_settings, preset
+from clar.config import AUGMENTATIONS, PRESETS, RESULTS_VERSION, Runtime, TrialConfig, parse_settings, preset
 from clar.errors import UserError
 
 
@@ -16,17 +17,102 @@ def test_identity_is_the_same_in_another_process_and_for_fields_in_another_order
     assert int(other, 16) >= 0
 
 
-@pytest.mark.parametrize("field", sorted(TrialConfig.model_fields))
+# What enters a trial's identity, each with a value that is not the default. A new field belongs here, or into Runtime.
+IN_THE_IDENTITY = {
+    "dataset": "speech_commands_10", "input": "raw", "loss": "supervised", "augmentations": ("fade",),
+    "augmentation_probability": 0.25, "augmentation_strength": 0.5, "label_fraction": 0.1, "seed": 1, "epochs": 100,
+    "batch_size": 32, "optimizer": "adamw", "learning_rate": 0.5, "weight_decay": 0.0, "warmup_epochs": 1,
+    "temperature": 0.1, "precision": "bf16", "front_end": "released", "window_ms": 32, "hop_ms": 4, "bins": 64,
+    "encoder_width": 8, "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64,
+    "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
+    "finetune_learning_rate": 0.05,
+}  # fmt: skip
+NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version"}
+
+
+def test_every_field_is_one_that_enters_the_identity_or_one_that_does_not() -> None:
+    assert set(TrialConfig.model_fields) == set(IN_THE_IDENTITY)
+    assert {field.name for field in dataclasses.fields(Runtime)} == NOT_IN_THE_IDENTITY
+    assert not set(IN_THE_IDENTITY) & NOT_IN_THE_IDENTITY
+
+
+@pytest.mark.parametrize("field", sorted(IN_THE_IDENTITY))
 def test_every_field_changes_the_identity(field: str) -> None:
-    changed = {
-        "dataset": "speech_commands_10", "input": "raw", "loss": "supervised", "augmentations": ("fade",),
-        "augmentation_probability": 0.25, "label_fraction": 0.1, "seed": 1, "epochs": 100, "batch_size": 32,
-        "optimizer": "adamw", "learning_rate": 0.5, "weight_decay": 0.0, "warmup_epochs": 1, "temperature": 0.1,
-        "precision": "bf16", "front_end": "released", "window_ms": 32, "hop_ms": 4, "bins": 64, "encoder_width": 8,
-        "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64, "projection_dim": 32,
-        "probe_every": 5, "fade_shapes": "released",
-    }  # fmt: skip
-    assert TrialConfig(**{field: changed[field]}).identity() != TrialConfig().identity()
+    # Fine-tuning runs both stages, and so is the loss that every field matters for.
+    base = TrialConfig(loss="finetune")
+    assert base.but(**{field: IN_THE_IDENTITY[field]}).identity() != base.identity()
+
+
+def test_a_field_that_matters_for_one_loss_does_not_for_another() -> None:
+    supervised, ours = TrialConfig(loss="supervised"), TrialConfig(loss="clar")
+    for name, value in (("temperature", 0.1), ("projection_dim", 32)):
+        assert supervised.but(**{name: value}).identity() == supervised.identity()
+        assert ours.but(**{name: value}).identity() != ours.identity()
+    for name in ("finetune_epochs", "finetune_learning_rate"):
+        assert ours.but(**{name: IN_THE_IDENTITY[name]}).identity() == ours.identity()
+
+
+def test_the_form_of_a_trial_that_identity_is_computed_on() -> None:
+    config = TrialConfig(
+        augmentations=("fade", "time_mask", "time_shift"), augmentation_probability=(0.5, 0, 0.5),
+        augmentation_strength=(1, 1, 0), window_ms=16, hop_ms=8, probe_every=2000, finetune_epochs=7,
+    )  # fmt: skip
+    assert config.canonical() == TrialConfig(augmentations=("fade",), probe_every=1020)
+    assert config.canonical().canonical() == config.canonical()
+    assert TrialConfig(front_end="released", window_ms=128).canonical() == TrialConfig(front_end="released")
+    assert TrialConfig(front_end="released", window_ms=16).canonical().window_ms == 16
+    assert TrialConfig(augmentation_strength=0, fade_shapes="released").canonical() == TrialConfig(augmentations=())
+    raw = TrialConfig(input="raw", front_end="released", window_ms=128, hop_ms=4, bins=64)
+    assert raw.canonical() == TrialConfig(input="raw")
+
+
+def test_identities_of_version_1_are_found() -> None:
+    # As the code of that version computed them.
+    demo = TrialConfig(**{**preset("demo"), "loss": "self_supervised", "seed": 3})
+    assert demo.identity("f" * 64, version=1) == "ace1e9dd509b96c2"
+    assert demo.but(augmentation_probability=0.25).identity("f" * 64, version=1) == "494b00c1e00dc0b0"
+    assert demo.identity("f" * 64) == demo.identity("f" * 64, RESULTS_VERSION) != "ace1e9dd509b96c2"
+
+
+def test_what_a_trial_starts_from() -> None:
+    base = TrialConfig(epochs=50, finetune_epochs=7, finetune_learning_rate=0.2)
+    whole = base.but(loss="self_supervised")
+    shared = {
+        base.but(loss=loss, label_fraction=fraction).pretraining().identity()
+        for loss, fraction in (("finetune", 1), ("finetune", 0.1), ("self_supervised", 0.1), ("self_supervised", 0.01))
+    }
+    assert shared == {whole.identity()}
+    for loss in ("clar", "supervised"):
+        assert base.but(loss=loss, label_fraction=0.1).pretraining() is None
+        assert base.but(loss=loss, label_fraction=0.1).stage_epochs == 50
+    assert whole.pretraining() is None
+    assert whole.stage_epochs == 50
+    assert whole.but(label_fraction=0.1).stage_epochs == 0
+    assert base.but(loss="finetune").stage_epochs == 7
+
+
+def test_title_says_what_differs_and_matters() -> None:
+    base = TrialConfig(**preset("demo"))
+    shown = base.but(loss="supervised", temperature=0.3, augmentation_strength=(0.5, 2), seed=4).title(base)
+    assert shown == "fade > time_mask, loss supervised, augmentation_strength 0.5,2, seed 4"
+    assert base.but(loss="finetune").pretraining().title(base) == "fade > time_mask, loss self_supervised, seed 0"
+
+
+def test_one_number_for_all_augmentations_or_one_for_each() -> None:
+    for given in (0.25, "0.25", (0.25,), [0.25, 0.25]):
+        assert TrialConfig(augmentation_probability=given).augmentation_probability == (0.25,)
+    config = TrialConfig(augmentation_probability=(0.25, 1), augmentation_strength=(2, 0.5))
+    assert config.augmentation_probability == (0.25, 1.0)
+    assert config.differences() == {"augmentation_probability": [0.25, 1.0], "augmentation_strength": [2.0, 0.5]}
+    assert TrialConfig(augmentation_strength=0.5).differences() == {"augmentation_strength": 0.5}
+    parsed = TrialConfig(**parse_settings(["augmentation_strength=0.5, 2", "augmentation_probability=0.1"]))
+    assert (parsed.augmentation_strength, parsed.augmentation_probability) == ((0.5, 2.0), (0.1,))
+
+
+def test_fine_tuning_alone_needs_a_batch_too() -> None:
+    with pytest.raises(UserError, match="batch_size = 1024 is more than the 100"):
+        TrialConfig(epochs=0, loss="finetune").check_batch(100)
+    TrialConfig(epochs=0).check_batch(100)
 
 
 def test_data_and_order_of_augmentations_change_the_identity_but_a_default_spelled_out_does_not() -> None:
@@ -38,8 +124,9 @@ def test_data_and_order_of_augmentations_change_the_identity_but_a_default_spell
 
 
 def test_config_survives_json() -> None:
-    config = TrialConfig(**preset("demo")).but(augmentations=("pitch_shift",), window_ms=20)
-    assert TrialConfig(**json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    config = TrialConfig(**preset("demo")).but(augmentations=("pitch_shift", "fade"), window_ms=20)
+    for one in (config, config.but(augmentation_probability=0.2), config.but(augmentation_strength=(0.5, 2))):
+        assert TrialConfig(**json.loads(json.dumps(one.model_dump(mode="json")))) == one
 
 
 @pytest.mark.parametrize(
@@ -54,6 +141,15 @@ def test_config_survives_json() -> None:
         ({"encoder_blocks": (1, 1)}, "encoder_blocks = 1,1: needs four numbers"),
         ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs = 3 leaves none of epochs = 3"),
         ({"label_fraction": 0}, "label_fraction = 0: must be greater than 0"),
+        ({"augmentation_probability": 1.5}, "augmentation_probability = 1.5: must be less than or equal to 1"),
+        ({"augmentation_strength": (1, 2.5)}, "augmentation_strength = 2.5: must be less than or equal to 2"),
+        (
+            {"augmentation_strength": (1, 1, 1)},
+            "1,1,1: needs one number, or one for each of the 2 augmentations; got 3",
+        ),
+        ({"augmentation_probability": ()}, "needs one number, or one for each of the 2 augmentations; got 0"),
+        ({"augmentation_probability": None}, "augmentation_probability = None: must be a valid number"),
+        ({"loss": "finetune", "finetune_epochs": 0}, "finetune_epochs = 0: must be greater than or equal to 1"),
         ({"seed": 2**63}, "seed = 9223372036854775808: must be less than"),
     ],
 )

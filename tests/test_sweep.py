@@ -1,96 +1,20 @@
 """Sweeps as a user runs them: the real command, real Ray, real MLflow on SQLite."""
 
 import json
-import os
 import re
-import secrets
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from clar import space
-from clar.config import AUGMENTATIONS, TrialConfig
+from clar.config import AUGMENTATIONS, RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
-from clar.result import TrialFolder, TrialResult
+from clar.result import TrialFolder
 from clar.sweep import Slots
-
-TINY = [
-    "--dataset", "digits:120", "--preset", "demo", "--set", "epochs=2", "--set", "batch_size=16", "--set",
-    "encoder_width=2", "--set", "bins=16", "--set", "projection_hidden=16", "--set", "probe_every=1",
-]  # fmt: skip
-
-STUDY = '''"""Two augmentations, one at a time."""
-
-SETTINGS = {"loss": "self_supervised"}
-ROWS, COLUMNS = ("augmentation", ("fade", "time_shift")), ("seeds", ("all",))
-
-
-def trials(base):
-    """The base with one augmentation."""
-    return [base.but(augmentations=(name,)) for name in ROWS[1]]
-
-
-def cell(trial):
-    """One row an augmentation."""
-    return trial.augmentations[0], "all"
-'''
-
-
-class Command:
-    """Runs a module of the project in a folder of its own, with the tests' cache."""
-
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder, self.storage = folder, folder / "runs"
-        self.environment = {**os.environ, "CLAR_CACHE": str(cache), "COLUMNS": "120"}
-        (folder / "study.py").write_text(STUDY)
-
-    def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-
-    def run(self, module: str, *arguments: str, code: int = 0) -> str:
-        process = self.start(module, *arguments)
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == code, output
-        return output
-
-    def sweep(self, *arguments: str, code: int = 0) -> str:
-        return self.run("clar.sweep", *arguments, "--storage", str(self.storage), code=code)
-
-    def results(self) -> dict[str, TrialResult]:
-        found = {}
-        for path in (self.storage / "trials").iterdir():
-            about = json.loads((path / "config.json").read_text())
-            folder = TrialFolder(self.storage, TrialConfig(**about["config"]), about["dataset_fingerprint"])
-            assert folder.path == path
-            if result := folder.result():
-                found[folder.identity] = result
-        return found
-
-
-@pytest.fixture
-def command(tmp_path: Path, small_cache: Path) -> Command:
-    return Command(tmp_path, small_cache)
-
-
-def runs(storage: Path, sweep: str) -> tuple[list, list]:
-    """The parent runs and the child runs of a sweep's experiment."""
-    # A copy: MLflow keeps one connection a path, and would go on reading a database that has been deleted.
-    copy = storage / f"{secrets.token_hex(4)}.db"
-    shutil.copy(storage / "mlflow.db", copy)
-    client = MlflowClient(f"sqlite:///{copy}")
-    experiment = client.get_experiment_by_name(f"clar/{sweep}")
-    found = client.search_runs([experiment.experiment_id], max_results=1000)
-    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    return parents, [run for run in found if run not in parents]
+from tests.running import STUDY, TINY, Command, runs
 
 
 @pytest.mark.slow
@@ -171,50 +95,6 @@ def test_a_failed_trial_is_reported_and_the_others_complete(command: Command) ->
     }  # fmt: skip
 
 
-def _wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < end, "what was waited for did not happen"
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_an_interrupted_sweep_goes_on_and_ends_as_if_undisturbed(
-    command: Command, tmp_path_factory: pytest.TempPathFactory, small_cache: Path
-) -> None:
-    """Ctrl-C once, SIGKILL of the driver once, then to the end."""
-    longer = [argument.replace("epochs=2", "epochs=150") for argument in TINY]
-    for how in (signal.SIGINT, signal.SIGKILL):
-        before = {path: path.stat().st_mtime_ns for path in command.storage.glob("trials/*/checkpoint.pt")}
-        process = command.start("clar.sweep", "study.py", *longer, "--storage", str(command.storage))
-
-        def moved(before: dict[Path, int] = before) -> bool:
-            now = {path: path.stat().st_mtime_ns for path in command.storage.glob("trials/*/checkpoint.pt")}
-            return any(before.get(path) != stamp for path, stamp in now.items())
-
-        _wait_for(moved, process)
-        process.send_signal(how)
-        output, _ = process.communicate(timeout=60)
-        if how == signal.SIGINT:
-            assert process.returncode == 130
-            assert "interrupted; the same command goes on from here" in output
-            assert "Traceback" not in output
-        assert len(command.results()) < 2, "the sweep was done before it was interrupted"
-    command.sweep("study.py", *longer)
-
-    undisturbed = Command(tmp_path_factory.mktemp("undisturbed"), small_cache)
-    undisturbed.sweep("study.py", *longer)
-    ended, expected = command.results(), undisturbed.results()
-    assert set(ended) == set(expected)
-    assert len(ended) == 2
-    assert all(result.same_as(expected[identity]) for identity, result in ended.items())
-    tables = [next(c.storage.glob("sweeps/*/table.csv")).read_bytes() for c in (command, undisturbed)]
-    assert tables[0] == tables[1]
-    parents, children = runs(command.storage, "study")
-    assert [run.info.status for run in (*parents, *children)] == ["FINISHED"] * 3
-
-
 @pytest.mark.slow
 def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: Command) -> None:
     """The whole 7 x 7 grid through the commands of the README, on real files."""
@@ -291,7 +171,8 @@ def test_list_names_every_sweep_in_one_line(command: Command) -> None:
 
 def test_the_augmentation_sweep_is_all_ordered_pairs() -> None:
     base = TrialConfig(loss="self_supervised", epochs=5, warmup_epochs=0)
-    plan = space.load("augmentations").plan(base, seeds=2)
+    (study,) = space.load("augmentations").studies
+    plan = study.plan(base, seeds=2)
     assert len(plan) == len(set(plan)) == 98
     pairs = [config.augmentations for config in plan]
     assert pairs.count(("fade",)) == 2
@@ -306,14 +187,14 @@ def test_the_augmentation_sweep_is_all_ordered_pairs() -> None:
         ({"CPU": 2.0}, (None, None), (2, 1, 0)),
         ({"CPU": 2.0}, (2, None), (1, 2, 0)),
         ({"CPU": 16.0, "GPU": 1.0}, (None, None), (1, 4, 1)),
-        ({"CPU": 16.0, "GPU": 1.0}, (None, 0.25), (4, 4, 0.25)),
-        ({"CPU": 16.0, "GPU": 8.0}, (None, 2), (4, 4, 2)),
-        ({"CPU": 16.0, "GPU": 1.0}, (None, 0), (16, 1, 0)),
-        ({"CPU": 2.0, "GPU": 1.0}, (None, 0.125), (2, 1, 0.125)),
+        ({"CPU": 16.0, "GPU": 1.0}, (None, "0.25"), (4, 4, 0.25)),
+        ({"CPU": 16.0, "GPU": 8.0}, (None, "2"), (4, 4, 2)),
+        ({"CPU": 16.0, "GPU": 1.0}, (None, "0"), (16, 1, 0)),
+        ({"CPU": 2.0, "GPU": 1.0}, (None, "0.125"), (2, 1, 0.125)),
     ],
 )
 def test_as_many_slots_as_the_machine_has_room_for(
-    resources: dict[str, float], asked: tuple[int | None, float | None], expected: tuple[int, int, float]
+    resources: dict[str, float], asked: tuple[int | None, str | None], expected: tuple[int, int, float]
 ) -> None:
     slots = Slots.of(resources, *asked)
     assert (slots.count, slots.cpus, slots.gpus) == expected
@@ -321,7 +202,7 @@ def test_as_many_slots_as_the_machine_has_room_for(
 
 def test_a_share_of_several_gpus_is_refused() -> None:
     with pytest.raises(UserError, match=r"--gpus-per-trial 1\.5"):
-        Slots.of({"CPU": 8.0, "GPU": 4.0}, None, 1.5)
+        Slots.of({"CPU": 8.0, "GPU": 4.0}, None, "1.5")
 
 
 @pytest.fixture(scope="module")
@@ -383,3 +264,102 @@ def test_titles_tell_the_trials_of_a_study_apart() -> None:
     base = TrialConfig(augmentations=("fade",))
     assert base.but(temperature=0.1, seed=3).title(base) == "fade, temperature 0.1, seed 3"
     assert base.but(augmentations=("fade", "time_mask")).title(base) == "fade > time_mask, seed 0"
+
+
+@pytest.mark.slow
+def test_label_fractions_share_one_pretraining_and_studies_share_trials(command: Command) -> None:
+    output = command.sweep("losses", *TINY)
+    assert "[16/16]" in output
+    assert len(re.findall(r"│ \w+ +(?:│ +\d+\.\d ){4}│", output)) == 4
+    folders = {path.parent: TrialConfig(**json.loads(path.read_text())["config"]) for path in _configs(command)}
+    trained = {
+        (config.loss, config.label_fraction): len(re.findall(r"epoch \d+/", (path / "log.txt").read_text()))
+        for path, config in folders.items()
+    }
+    fractions = (1.0, 0.2, 0.1, 0.01)
+    assert set(trained) == {
+        (loss, fraction) for loss in ("supervised", "self_supervised", "finetune", "clar") for fraction in fractions
+    }
+    # One pre-training for all label fractions, and for all that fine-tune it.
+    assert [trained["self_supervised", fraction] for fraction in fractions] == [2, 0, 0, 0]
+    assert all(trained[loss, f] == 2 for loss in ("supervised", "finetune", "clar") for f in fractions)
+    (folder,) = command.storage.glob("sweeps/losses-*")
+    curves = (folder / "curves.csv").read_text().splitlines()
+    assert curves[0] == "line,epoch,seed_index,valid_top1"
+    assert {line.split(",")[0] for line in curves[1:]} == {"supervised", "self_supervised", "clar"}
+    assert (folder / "curves.png").stat().st_size > 10_000
+    # 49 augmentations, 2 inputs and 16 losses, of which one stands in all three.
+    planned = command.sweep("paper", *TINY, "--dry-run")
+    assert "65 trials on digits:120, 16 of them done" in planned
+
+
+def _configs(command: Command) -> list[Path]:
+    return sorted(command.storage.glob("trials/*/config.json"))
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_was_and_says_what_matters(command: Command) -> None:
+    arguments = ["hyperparameters", *TINY, "--generation", "3", "--halving", "--rungs", "1"]
+    command.sweep(*arguments, "--trials", "3")
+    first = command.results()
+    output = command.sweep(*arguments, "--trials", "9")
+    assert first.keys() < command.results().keys()
+    assert "9 candidates: 6 done, 3 cut." in output
+    assert "Kendall's tau between the probe's accuracy on valid at a rung and the final test top-1" in output
+    assert "Importance (fANOVA)" in output
+    again = command.sweep(*arguments, "--trials", "9")
+    assert "to the end" not in again
+    assert re.findall(r"│.*│", again) == re.findall(r"│.*│", output)
+    front = command.sweep("hyperparameters", *TINY, "--trials", "4", "--objectives", "valid_top1,gpu_seconds")
+    assert "Front 1" in front
+    (folder,) = [path.parent for path in command.storage.glob("sweeps/hyperparameters-*/search-pareto.png")]
+    assert len((folder / "search.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_seeds_are_added_until_the_budget_is_spent(command: Command) -> None:
+    output = command.sweep("study.py", *TINY, "--seeds", "2", "--precision", "0.01", "--budget", "6")
+    assert "no more seeds, since" in output
+    if "the budget of 6 trials is spent" in output:
+        assert len(command.results()) == 6
+    else:
+        assert "separated from all others" in output
+    assert "±" in output
+
+
+@pytest.mark.slow
+def test_raw_and_spectrogram_over_two_data_sets_stand_in_one_table(command: Command) -> None:
+    tiny = [argument for argument in TINY if argument not in ("--dataset", "digits:120")]
+    tiny[tiny.index("epochs=2")] = "epochs=1"
+    output = command.sweep("inputs", *tiny, "--dataset", "digits:120,digits:150", "--gpus-per-trial", "auto")
+    assert "[4/4]" in output
+    assert "Test top-5 of the linear probe, %, all data sets." in output
+    assert len(re.findall(r"┃ input \\ data set ┃ digits:120 ┃ digits:150 ┃", output)) == 2
+    # What was measured is kept, and shown by a dry run.
+    assert (command.storage / "packing.json").exists()
+    (folder,) = command.storage.glob("sweeps/inputs-*")
+    assert {"inputs-all_data_sets-test_top1.csv", "inputs-all_data_sets-test_top5.csv"} < {
+        path.name for path in folder.iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_results_of_an_older_version_count_where_that_is_asked_for(command: Command) -> None:
+    command.run("clar.datasets", "prepare", "digits:120")
+    planned = command.sweep("study.py", *TINY, "--dry-run")
+    assert "0 of them done" in planned
+    command.sweep("study.py", *TINY)
+    done = command.results()
+    about = [json.loads(path.read_text()) for path in _configs(command)]
+    (fade,) = [one for one in about if one["config"]["augmentations"] == ["fade"]]
+    # As if the results of one trial were of an older version of the code.
+    config = TrialConfig(**fade["config"])
+    older = TrialFolder(command.storage, config, fade["dataset_fingerprint"], version=RESULTS_VERSION - 1)
+    (command.storage / "trials" / fade["identity"]).rename(older.path)
+    fade |= {"identity": older.identity, "results_version": older.version, "code_version": "0.0.9+r1"}
+    (older.path / "config.json").write_text(json.dumps(fade))
+    assert "1 of them done" in command.sweep("study.py", *TINY, "--dry-run")
+    output = command.sweep("study.py", *TINY, "--accept-version", str(RESULTS_VERSION - 1))
+    assert "2 of them done" in output
+    assert f"mixes results versions r{RESULTS_VERSION - 1} (1 trial) and r{RESULTS_VERSION} (1 trial)" in output
+    assert len(command.results()) == len(done) == 2

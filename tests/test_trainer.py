@@ -27,6 +27,18 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+def train_both(config: TrialConfig, store: ClipStore, folder: Path, **options: Any) -> trainer.TrialResult:
+    """The trial to its end, after its pre-training where it has one."""
+    pretrained = None
+    if (pretraining := config.pretraining()) is not None:
+        trainer.train(pretraining, store, checkpoint_dir=folder)
+        (folder / trainer.CHECKPOINT).unlink(missing_ok=True)
+        pretrained = folder / trainer.ENCODER
+    result = trainer.train(config, store, pretrained=pretrained, **options)
+    assert result is not None
+    return result
+
+
 @pytest.mark.parametrize("input_", ["spectrogram", "raw"])
 @pytest.mark.parametrize("loss", ["supervised", "self_supervised", "clar"])
 def test_every_loss_and_input_learns_the_tones(tone_store: ClipStore, loss: str, input_: str) -> None:
@@ -48,10 +60,10 @@ def test_every_loss_and_input_learns_the_tones(tone_store: ClipStore, loss: str,
 
 @pytest.mark.parametrize("loss", ["supervised", "self_supervised", "clar"])
 @pytest.mark.parametrize("fraction", [0.01, 0.3])
-def test_any_label_fraction(tone_store: ClipStore, loss: str, fraction: float) -> None:
+def test_any_label_fraction(tone_store: ClipStore, tmp_path: Path, loss: str, fraction: float) -> None:
     # One clip a class in 128: most batches of 4 hold no label at all.
     config = TrialConfig(**{**SMALL, "loss": loss, "label_fraction": fraction, "batch_size": 4, "epochs": 1})
-    result = trainer.train(config, tone_store)
+    result = train_both(config, tone_store, tmp_path)
     assert all(math.isfinite(record.train_loss) for record in result.epochs)
     assert 0 <= result.test_top1 <= 1
 
@@ -135,6 +147,56 @@ def test_a_loss_that_is_not_finite_stops_the_trial_with_the_evidence(tone_store:
     assert "last losses: 1." in said
 
 
+# Changes that `canonical` says are none: what the trial is, and what is changed.
+WITHOUT_INFLUENCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "raw has no front end": (
+        {"input": "raw"}, {"front_end": "released", "window_ms": 30, "hop_ms": 4, "bins": 32},
+    ),
+    "supervised has no projection": ({"loss": "supervised"}, {"temperature": 0.1, "projection_dim": 8}),
+    "no second stage": ({}, {"finetune_epochs": 7, "finetune_learning_rate": 1.0}),
+    "own window": ({}, {"window_ms": 16}),
+    "own window, released": ({"front_end": "released"}, {"window_ms": 128}),
+    "own hop": ({"hop_ms": None}, {"hop_ms": 8}),
+    "no fade": ({"augmentations": ("white_noise",)}, {"fade_shapes": "released"}),
+    "no augmentation": (
+        {"augmentations": ()}, {"augmentation_probability": 0.9, "augmentation_strength": 2, "fade_shapes": "released"},
+    ),
+    "augmentations that never act": (
+        {"augmentations": ("time_shift",)},
+        {"augmentations": ("fade", "time_shift", "white_noise"), "augmentation_probability": (0, 0.5, 0.5),
+         "augmentation_strength": (2, 1, 0), "fade_shapes": "released"},
+    ),
+    "probes after the last epoch": ({"probe_every": 2}, {"probe_every": 9}),
+    "an untrained encoder": (
+        {"epochs": 0},
+        {"batch_size": 8, "optimizer": "lars", "learning_rate": 1, "weight_decay": 1, "warmup_epochs": 1,
+         "temperature": 0.1, "probe_every": 2, "augmentations": ("time_shift", "fade", "fade"),
+         "augmentation_probability": 0.1, "augmentation_strength": 0.1, "fade_shapes": "released"},
+    ),
+    "an untrained encoder's head": (
+        {"epochs": 0, "loss": "self_supervised"}, {"head": "released", "projection_hidden": 8, "projection_dim": 8},
+    ),
+    "an untrained encoder, fine-tuned": (
+        {"epochs": 0, "loss": "finetune"},
+        {"learning_rate": 1, "warmup_epochs": 1, "temperature": 0.1, "projection_dim": 8},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", WITHOUT_INFLUENCE)
+def test_what_has_no_influence_changes_neither_identity_nor_result(
+    tone_store: ClipStore, tmp_path: Path, rule: str
+) -> None:
+    fields, changes = WITHOUT_INFLUENCE[rule]
+    config = TrialConfig(**{**SMALL, "epochs": 2, "finetune_epochs": 1, "finetune_learning_rate": 1e-3, **fields})
+    changed = config.but(**changes)
+    assert changed != config
+    assert changed.identity() == config.identity()
+    results = [train_both(one, tone_store, tmp_path) for one in (config, changed, config.canonical())]
+    assert results[0].same_as(results[1])
+    assert results[0].same_as(results[2])
+
+
 def test_too_large_a_batch_is_named(tone_store: ClipStore) -> None:
     with pytest.raises(UserError, match="batch_size = 129 is more than the 128 training clips of tones"):
         trainer.train(TrialConfig(**{**SMALL, "batch_size": 129}), tone_store)
@@ -184,15 +246,20 @@ from clar.clips import ClipStore
 from clar.config import TrialConfig
 torch.set_num_threads(1)
 config = TrialConfig(**json.loads(sys.argv[1]))
-result = trainer.train(config, ClipStore.open(Path(sys.argv[2])), "cpu", Path(sys.argv[3]), checkpoint_seconds=0)
+result = trainer.train(
+    config, ClipStore.open(Path(sys.argv[2])), "cpu", Path(sys.argv[3]), checkpoint_seconds=0,
+    pretrained=Path(sys.argv[4]) if sys.argv[4] else None,
+)
 Path(sys.argv[3], "result.json").write_text(json.dumps(dataclasses.asdict(result)))
 """
 
 
-def _train_in_a_process(config: TrialConfig, store: ClipStore, folder: Path, kill_after: int | None) -> None:
+def _train_in_a_process(
+    config: TrialConfig, store: ClipStore, folder: Path, kill_after: int | None, pretrained: Path | None = None
+) -> None:
     """Run the trial; with `kill_after`, SIGKILL it once its checkpoint has changed that often."""
-    arguments = [sys.executable, "-c", _TRAIN_IN_A_PROCESS, config.model_dump_json(), str(store.path), str(folder)]
-    process = subprocess.Popen(arguments)
+    arguments = [config.model_dump_json(), str(store.path), str(folder), str(pretrained or "")]
+    process = subprocess.Popen([sys.executable, "-c", _TRAIN_IN_A_PROCESS, *arguments])
     checkpoint, seen, last = folder / trainer.CHECKPOINT, 0, None
     while kill_after is not None and process.poll() is None and seen < kill_after:
         stamp = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
@@ -205,26 +272,31 @@ def _train_in_a_process(config: TrialConfig, store: ClipStore, folder: Path, kil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["clar", "self_supervised"])
+@pytest.mark.parametrize("loss", ["clar", "self_supervised", "finetune"])
 def test_killed_anywhere_and_started_again_gives_the_same_bits(
     tone_store: ClipStore, tmp_path: Path, loss: str
 ) -> None:
     """SIGKILL inside epochs and at their ends, with a checkpoint after every step; at last after all epochs."""
     config = TrialConfig(
         **{**SMALL, "loss": loss, "optimizer": "lars" if loss == "clar" else "adamw", "epochs": 4, "warmup_epochs": 1,
-           "augmentations": ("pitch_shift", "mixed_noise"), "label_fraction": 0.5}
+           "augmentations": ("pitch_shift", "mixed_noise"), "label_fraction": 1 if loss == "self_supervised" else 0.5,
+           "augmentation_strength": (0.5, 1.5), "finetune_epochs": 4, "finetune_learning_rate": 1e-3}
     )  # fmt: skip
+    pretrained = None
+    if (pretraining := config.pretraining()) is not None:
+        trainer.train(pretraining, tone_store, checkpoint_dir=tmp_path)
+        pretrained = tmp_path / trainer.ENCODER
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in (undisturbed, killed):
         folder.mkdir()
-    _train_in_a_process(config, tone_store, undisturbed, None)
+    _train_in_a_process(config, tone_store, undisturbed, None, pretrained)
     for kill_after in (3, 8, 13):
-        _train_in_a_process(config, tone_store, killed, kill_after)
-    _train_in_a_process(config, tone_store, killed, None)
+        _train_in_a_process(config, tone_store, killed, kill_after, pretrained)
+    _train_in_a_process(config, tone_store, killed, None, pretrained)
     # As if killed once more, between the last checkpoint and the result.
     for name in (trainer.ENCODER, "result.json"):
         (killed / name).unlink()
-    _train_in_a_process(config, tone_store, killed, None)
+    _train_in_a_process(config, tone_store, killed, None, pretrained)
     results = [_read_result(folder) for folder in (undisturbed, killed)]
     assert results[0].same_as(results[1])
     encoders = [(folder / trainer.ENCODER).read_bytes() for folder in (undisturbed, killed)]

@@ -88,6 +88,11 @@ def built(name: str) -> bool:
         return path is not None and (path / "meta.json").is_file()
 
 
+def takes_root(name: str) -> bool:
+    """Whether the data set is decoded from a folder of files."""
+    return _parse(name)[0] in FOLDERS
+
+
 def digits_path(option: str = "") -> Path:
     """Where the store of `digits:<option>` lies."""
     return cache_dir() / f"digits-{digits.whole(_clips(option))}-v{digits.VERSION}"

@@ -1,0 +1,289 @@
+"""What a sweep is to train: its studies over its data sets, their trials in the storage, and how they go in rounds."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clar.clips import ClipStore
+from clar.config import TrialConfig
+from clar.errors import UserError
+from clar.result import SweepFolder, TrialFolder, TrialResult
+from clar.rounds import Goal, Halving, Precision, Rounds
+from clar.search import Searching
+from clar.space import Space, Study
+
+
+class Member(NamedTuple):
+    """A trial as one study sees it: in the study's own words, and in the storage."""
+
+    study: Study
+    base: TrialConfig
+    config: TrialConfig
+    folder: TrialFolder
+
+
+@dataclass
+class Plan:
+    """A sweep's trials; searches and more seeds add to them as it goes.
+
+    Attributes:
+        space: the sweep.
+        bases: what the trials of each study have in common, one a data set.
+        storage: the storage's folder.
+        stores: the data sets by name.
+        seeds: repeats of each trial, to begin with.
+        chosen: fields that the user set.
+        accepted: older results versions whose results count as done.
+        halving: how to stop trials early, by data set.
+        searches: the searches, one a study and data set.
+        precision: how to add seeds; None: not at all.
+    """
+
+    space: Space
+    bases: dict[str, list[TrialConfig]]
+    storage: Path
+    stores: dict[str, ClipStore]
+    seeds: int = 1
+    chosen: tuple[str, ...] = ()
+    accepted: tuple[int, ...] = ()
+    halving: dict[str, Halving] = field(default_factory=dict)
+    searches: list[Searching] = field(default_factory=list)
+    precision: Precision | None = None
+    members: list[Member] = field(default_factory=list)
+    folders: dict[str, TrialFolder] = field(default_factory=dict)
+    support: set[str] = field(default_factory=set)
+    _results: dict[str, TrialResult] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for study in self.space.studies:
+            for base in self.bases[study.name]:
+                for config in study.plan(base, self.seeds, self.chosen):
+                    self.add(study, base, config)
+
+    def add(self, study: Study, base: TrialConfig, config: TrialConfig) -> TrialFolder:
+        """Plan one trial, and the pre-training that it starts from; gives its folder."""
+        folder = self._folder(config)
+        parent = config.pretraining()
+        if parent is not None:
+            self._need(self._folder(parent))
+        self.folders.setdefault(folder.identity, folder)
+        self.support.discard(folder.identity)
+        if not any(member.folder.identity == folder.identity for member in self._of(study, config)):
+            self._of(study, config).append(member := Member(study, base, config, folder))
+            self.members.append(member)
+        return folder
+
+    def _of(self, study: Study, config: TrialConfig) -> list[Member]:
+        """The members of a study with this seedless configuration: few, so that adding thousands stays quick."""
+        if not hasattr(self, "_index"):
+            self._index: dict[tuple[str, TrialConfig], list[Member]] = {}
+        return self._index.setdefault((study.name, config.but(seed=0)), [])
+
+    def _need(self, folder: TrialFolder) -> None:
+        if folder.identity not in self.folders:
+            self.folders[folder.identity] = folder
+            self.support.add(folder.identity)
+
+    def _folder(self, config: TrialConfig) -> TrialFolder:
+        fingerprint = self.stores[config.dataset].fingerprint
+        folder = TrialFolder(self.storage, config, fingerprint)
+        if self.accepted and folder.result() is None:
+            for version in sorted(self.accepted, reverse=True):
+                older = TrialFolder(self.storage, config, fingerprint, version=version)
+                if older.result() is not None:
+                    return older
+        return folder
+
+    @property
+    def datasets(self) -> str:
+        """Names of the data sets."""
+        return ", ".join(self.stores)
+
+    @property
+    def output(self) -> SweepFolder:
+        """Where its tables and figures go. More seeds of the same sweep have the same place."""
+        content = [
+            [[study, [[base.differences(), self.stores[base.dataset].fingerprint] for base in bases]]
+             for study, bases in self.bases.items()],
+            [[name, halving.rungs, halving.keep] for name, halving in self.halving.items()],
+            [[search.objectives, search.generation] for search in self.searches],
+        ]  # fmt: skip
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return SweepFolder(self.storage, self.space.name, key)
+
+    def rounds(self) -> Rounds:
+        """What is to be reached, round by round; each round is asked for when the one before has ended."""
+        if self.halving:
+            for dataset, halving in self.halving.items():
+                folders = [folder for folder in self._in_order() if folder.config.dataset == dataset]
+                if folders:
+                    yield from halving.run(folders)
+        elif self.folders:
+            yield [Goal(folder) for folder in self._in_order()]
+        for search in self.searches:
+            study, base = search.study, search.base
+
+            def add(config: TrialConfig, study: Study = study, base: TrialConfig = base) -> TrialFolder:
+                return self.add(study, base, config)
+
+            for goals in search.run(add, self.seeds, self.halving.get(base.dataset)):
+                yield self._with_pretraining(goals)
+        if self.precision:
+            for study in self.space.studies:
+                yield from self._more_seeds(study, self.precision)
+
+    def _more_seeds(self, study: Study, precision: Precision) -> Iterator[list[Goal]]:
+        tables: dict[str, dict[str, list[TrialFolder]]] = {}
+        base_of: dict[str, TrialConfig] = {}
+        for member in self.members:
+            if member.study is study:
+                name = f"{study.name}, {study.table(member.config)}"
+                cell = " / ".join(
+                    part
+                    for part, (_, values) in zip(study.cell(member.config), (study.rows, study.columns), strict=True)
+                    if values is None or len(values) > 1
+                )
+                # The folder in the study's own words: more seeds of it must stay in the cell.
+                folder = TrialFolder(self.storage, member.config, member.folder.data_fingerprint)
+                tables.setdefault(name, {}).setdefault(cell, []).append(folder)
+                base_of[member.config.dataset] = member.base
+
+        def add(config: TrialConfig) -> TrialFolder:
+            return self.add(study, base_of[config.dataset], config)
+
+        for goals in precision.run(tables, add, lambda: list(self.folders.values()), study.metrics[0]):
+            yield self._with_pretraining(goals)
+
+    def _with_pretraining(self, goals: list[Goal]) -> list[Goal]:
+        """The goals, after those of the trials that they start from."""
+        parents = [parent for goal in goals if (parent := self.parent(goal.folder)) is not None]
+        known = {goal.folder.identity for goal in goals}
+        return [*(Goal(parent) for parent in parents if parent.identity not in known), *goals]
+
+    def parent(self, folder: TrialFolder) -> TrialFolder | None:
+        """The trial from whose encoder this one starts."""
+        config = folder.config.pretraining()
+        return None if config is None else self._folder(config)
+
+    def _in_order(self) -> list[TrialFolder]:
+        """All planned trials; those that others start from come first."""
+        needed = {parent.identity for folder in self.folders.values() if (parent := self.parent(folder)) is not None}
+        return sorted(self.folders.values(), key=lambda folder: folder.identity not in needed)
+
+    def result(self, folder: TrialFolder) -> TrialResult | None:
+        """A trial's result, read once: a trial that is done stays done."""
+        if folder.identity not in self._results:
+            result = folder.result()
+            if result is None:
+                return None
+            self._results[folder.identity] = result
+        return self._results[folder.identity]
+
+    def forget(self) -> None:
+        """Read the results anew: some were put aside."""
+        self._results.clear()
+
+    def open(self) -> list[TrialFolder]:
+        """The trials that are neither done nor cut."""
+        cut = self.cut()
+        return [
+            folder for folder in self.folders.values()
+            if folder.identity not in cut and self.result(folder) is None
+        ]  # fmt: skip
+
+    def cut(self) -> set[str]:
+        """Identities of the trials that were stopped early."""
+        folders = list(self.folders.values())
+        return {identity for halving in self.halving.values() for identity in halving.cut(folders)}
+
+    def title(self, folder: TrialFolder) -> str:
+        """A trial in a few words, with all that it does not share with the others."""
+        return self.titles().get(folder.identity) or folder.config.title(self._base(folder.config))
+
+    def titles(self) -> dict[str, str]:
+        """The trials in a few words, by identity; the data set is named where there are several."""
+        known: dict[str, str] = self.__dict__.setdefault("_titles", {})
+        for identity, folder in self.folders.items():
+            if identity not in known:
+                base = self._base(folder.config)
+                where = f"{folder.config.dataset}: " if len(self.stores) > 1 else ""
+                known[identity] = where + folder.config.title(base)
+        return known
+
+    def _base(self, config: TrialConfig) -> TrialConfig:
+        return next(base for bases in self.bases.values() for base in bases if base.dataset == config.dataset)
+
+    def summary(self) -> str:
+        """How many there are and how many of them are done."""
+        done = sum(self.result(folder) is not None for folder in self.folders.values())
+        count = len(self.folders) - len(self.support)
+        support = f" and {len(self.support)} pre-trainings" if self.support else ""
+        searched = sum(search.trials for search in self.searches) * self.seeds
+        if searched:
+            return f"a search of {searched} trials on {self.datasets}"
+        return f"{count} trials{support} on {self.datasets}, {done} of them done"
+
+    def record(self, state: str, code_version: str, **more: Any) -> None:
+        """Keep what the sweep is and how it stands, for the tracking and for a look from elsewhere.
+
+        Args:
+            state: `running`, `done`, `failed` or `interrupted`.
+            code_version: of this driver.
+            more: `note`, `files` and `clock`; what is not given stays as an earlier driver left it.
+        """
+        first = next(iter(self.bases.values()))[0]
+        known = self.output.read() or {}
+        self.output.write(
+            {
+                **{name: known[name] for name in ("note", "files", "clock") if name in known},
+                "name": self.space.name,
+                "key": self.output.key,
+                "dataset": self.datasets,
+                "base": first.model_dump(mode="json"),
+                "code_version": code_version,
+                "trials": list(self.folders),
+                "titles": self.titles(),
+                "cut": sorted(self.cut()),
+                "state": state,
+                **more,
+            }
+        )
+
+
+def check_batches(plan: Plan) -> None:
+    """See to it that every trial's epoch has a batch.
+
+    Raises:
+        UserError: a batch is larger than the training set.
+    """
+    sizes = {name: len(store.split("train")) for name, store in plan.stores.items()}
+    for config in {(c.dataset, c.batch_size): c for c in (f.config for f in plan.folders.values())}.values():
+        config.check_batch(sizes[config.dataset])
+
+
+def check_ways(
+    space: Space, seeds: int, halving: bool, precision: float | None, budget: str | None, rungs: str | None
+) -> None:
+    """See to it that the ways of going on can be had together.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if budget is not None and precision is None:
+        raise UserError(f"--budget {budget}: where --precision ends at the latest; name both")
+    if rungs is not None and not halving:
+        raise UserError(f"--rungs {rungs}: of --halving; name both")
+    if precision is not None:
+        if halving:
+            raise UserError(
+                "--precision and --halving: seeds are added to finished cells, not to stopped ones; use one"
+            )
+        if any(study.search for study in space.studies):
+            raise UserError(f"--precision: {space.name} is a search, which has no cells; use --seeds")
+        if not precision > 0:
+            raise UserError(f"--precision {precision:g}: percentage points, above 0")
+        if seeds < 2:
+            raise UserError("--precision needs an interval to begin with: --seeds 2 or more")
