@@ -1,6 +1,8 @@
 """What a sweep has found, from its plan and the storage: tables and figures, printed and as files."""
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from rich.console import Console, RenderableType
 from analysis import tables
 from analysis.statistics import Agreement, kendall_tau, pareto_front
 from analysis.tables import Entry, Grid
+from clar import __version__
 from clar.config import RESULTS_VERSION
 from clar.files import write_atomically, write_json
 from clar.plan import Member, Plan
@@ -29,15 +32,45 @@ METRIC_TITLES = {
 }
 
 _BEST = 10
+_DRAWN = "drawn.json"
 
 
 @dataclass
 class Outcome:
-    """A sweep's tables as they are printed, and all files that were written, the Markdown first."""
+    """A sweep's tables as they are printed, and all files that belong to it, the Markdown first.
 
+    Figures take seconds to draw, so they are drawn after the tables have been printed, and not again where nothing has
+    changed since they were.
+    """
+
+    folder: Path
     shown: list[RenderableType] = field(default_factory=list)
     markdown: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    drawings: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+    content: Any = field(default_factory=lambda: hashlib.sha256(__version__.encode()))
+
+    def text(self, name: str, text: str) -> None:
+        """A file of text."""
+        write_atomically(path := self.folder / name, text)
+        self.files.append(path)
+        self.content.update(f"{name}\n{text}".encode())
+
+    def figure(self, name: str, *arguments: Any) -> None:
+        """A figure to be drawn, by name of its function in `analysis.figures`, from what the texts say."""
+        self.drawings.append((name, arguments))
+
+    def draw(self) -> None:
+        """Draw the figures, where they are not there already."""
+        record, content = self.folder / _DRAWN, self.content.hexdigest()
+        known = json.loads(record.read_text()) if record.exists() else {}
+        drawn = [self.folder / name for name in known.get("files", [])]
+        if known.get("content") != content or not all(path.exists() for path in drawn):
+            from analysis import figures
+
+            drawn = [path for name, arguments in self.drawings for path in getattr(figures, name)(*arguments)]
+            write_json(record, {"content": content, "files": [path.name for path in drawn]})
+        self.files += drawn
 
     def add(self, shown: RenderableType, markdown: str) -> None:
         """One more piece, for the terminal and for the Markdown file."""
@@ -52,11 +85,11 @@ class Outcome:
 
 
 def write(plan: Plan) -> Outcome:
-    """Work out the tables of a plan, write them and their figures into the sweep's folder.
+    """Work out the tables of a plan and write them into the sweep's folder; `Outcome.draw` adds the figures.
 
     The same storage gives the same bytes.
     """
-    outcome = Outcome()
+    outcome = Outcome(plan.output.path)
     grids = list(_grids(plan))
     for stem, grid in grids:
         _grid(plan, outcome, "table" if len(grids) == 1 else stem, grid, single=len(grids) == 1)
@@ -68,9 +101,8 @@ def write(plan: Plan) -> Outcome:
         lines = [f"{name}: no more seeds, since {reason}." for name, reason in plan.precision.reasons.items()]
         if lines:
             outcome.add("\n".join(lines), "".join(f"{line}\n" for line in lines))
-    path = plan.output.path / "table.md"
-    write_atomically(path, "\n".join(outcome.markdown))
-    outcome.files.insert(0, path)
+    outcome.text("table.md", "\n".join(outcome.markdown))
+    outcome.files.insert(0, outcome.files.pop())
     return outcome
 
 
@@ -134,7 +166,6 @@ def _stem(*parts: str) -> str:
 
 
 def _grid(plan: Plan, outcome: Outcome, stem: str, grid: Grid, single: bool) -> None:
-    from analysis import figures
 
     cells = tables.cells(grid)
     notes = tables.notes(grid)
@@ -142,15 +173,14 @@ def _grid(plan: Plan, outcome: Outcome, stem: str, grid: Grid, single: bool) -> 
     if notes:
         outcome.add("\n".join(notes), "".join(f"{note}\n" for note in notes))
     for suffix, text in ((".csv", cells.to_csv(index=False)), (".tex", tables.to_latex(grid, cells))):
-        write_atomically(path := plan.output.path / f"{stem}{suffix}", text)
-        outcome.files.append(path)
+        outcome.text(f"{stem}{suffix}", text)
     picture = plan.output.path / ("heat_map" if single else f"{stem}-heat_map")
-    outcome.files += figures.heat_map(tables.grid(grid, cells), grid.title, picture, tables.grid(grid, cells, "state"))
+    means, states = tables.grid(grid, cells), tables.grid(grid, cells, "state")
+    outcome.figure("heat_map", means, grid.title, picture, states)
 
 
 def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
     """The best candidates, what mattered, and with two objectives the front of those that no other beats in both."""
-    from analysis import figures
 
     ranked = search.ranked()
     stem = "search" if len(plan.searches) == 1 else _stem("search", search.study.name, search.base.dataset)
@@ -162,8 +192,9 @@ def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
         points = [(signs[0] * one.values[0], -signs[1] * one.values[1]) for one in done if one.values]
         front = {done[place].number for place in pareto_front(points)}
         plain = [(one.values[1], one.values[0]) for one in done if one.values]
-        outcome.files += figures.pareto(
-            plain, [f"{one.number}" for one in done], [place for place, one in enumerate(done) if one.number in front],
+        on_front = [place for place, one in enumerate(done) if one.number in front]
+        outcome.figure(
+            "pareto", plain, [str(one.number) for one in done], on_front,
             title, plan.output.path / f"{stem}-pareto", _axis(search.objectives[1]), _axis(search.objectives[0]),
             (search.objectives[1] not in COSTS, search.objectives[0] not in COSTS),
         )  # fmt: skip
@@ -171,8 +202,7 @@ def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
     objectives = [tables.Objective(name, name not in COSTS, name not in COSTS) for name in search.objectives]
     identities = {"identity": [one.folders[0].identity for one in ranked]}
     frame = pd.DataFrame(rows).assign(**identities)
-    write_atomically(path := plan.output.path / f"{stem}.csv", frame.to_csv(index=False))
-    outcome.files.append(path)
+    outcome.text(f"{stem}.csv", frame.to_csv(index=False))
     counted = ", ".join(
         f"{count} {state}"
         for state in ("done", "cut", "failed", "missing")
@@ -196,9 +226,8 @@ def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
         )
         listing = tables.importance_table(importance, heading)
         outcome.listing(listing)
-        write_atomically(path := plan.output.path / f"{stem}-importance.csv", listing.to_csv())
-        outcome.files.append(path)
-        outcome.files += figures.importance(importance, heading, plan.output.path / f"{stem}-importance")
+        outcome.text(f"{stem}-importance.csv", listing.to_csv())
+        outcome.figure("importance", importance, heading, plan.output.path / f"{stem}-importance")
 
 
 def _axis(name: str) -> str:
@@ -217,7 +246,6 @@ def _row(search: Searching, one: Candidate) -> dict[str, Any]:
 
 def _curves(plan: Plan, outcome: Outcome) -> None:
     """The probe's accuracy by epoch, for the studies that ask for it."""
-    from analysis import figures
 
     for study in plan.space.studies:
         if study.curve is None:
@@ -239,21 +267,17 @@ def _curves(plan: Plan, outcome: Outcome) -> None:
                 for epoch, values in by_epoch.items()
                 for place, value in enumerate(values)
             ]
-            write_atomically(path := plan.output.path / f"{stem}.csv", pd.DataFrame(rows).to_csv(index=False))
+            outcome.text(f"{stem}.csv", pd.DataFrame(rows).to_csv(index=False))
             title = f"Convergence: the linear probe's accuracy on valid by epoch, {dataset}."
-            outcome.files.append(path)
-            outcome.files += figures.curves(by_label, title, plan.output.path / stem, "valid top-1, %")
+            outcome.figure("curves", by_label, title, plan.output.path / stem, "valid top-1, %")
 
 
 def _agreement(plan: Plan, outcome: Outcome) -> None:
     """How well each rung ordered the trials, judged by those that ran through, and the record of what was decided."""
-    from analysis import figures
-
     if not plan.halving:
         return
     record = {dataset: halving.record() for dataset, halving in plan.halving.items()}
-    write_json(path := plan.output.path / "rungs.json", record)
-    outcome.files.append(path)
+    outcome.text("rungs.json", json.dumps(record, indent=2) + "\n")
     for dataset, halving in plan.halving.items():
         pairs: dict[int, list[tuple[float, float]]] = {rung: [] for rung in halving.rungs}
         for folder in plan.folders.values():
@@ -277,8 +301,11 @@ def _agreement(plan: Plan, outcome: Outcome) -> None:
         listing = tables.agreement_table(agreements, heading)
         outcome.listing(listing)
         stem = "rungs" if len(plan.halving) == 1 else _stem("rungs", dataset)
-        write_atomically(path := plan.output.path / f"{stem}-agreement.csv", listing.to_csv())
-        outcome.files.append(path)
-        outcome.files += figures.rung_scatter(
-            pairs, agreements, heading.partition(" Kendall")[0], plan.output.path / stem
-        )
+        outcome.text(f"{stem}-agreement.csv", listing.to_csv())
+        scores = [
+            {"rung": rung, "valid_top1": score, "final_test_top1": final}
+            for rung, points in pairs.items()
+            for score, final in points
+        ]
+        outcome.text(f"{stem}-scores.csv", pd.DataFrame(scores).to_csv(index=False))
+        outcome.figure("rung_scatter", pairs, agreements, heading.partition(" Kendall")[0], plan.output.path / stem)

@@ -168,7 +168,7 @@ def measure(config: TrialConfig, store_path: Path | str, device: str, threads: i
     config = typical(config).but(learning_rate=1e-6, batch_size=min(config.batch_size, clips))
     if device == "cpu":
         config = config.but(batch_size=min(config.batch_size, _CPU_BATCH))
-        run = trainer._Run(config, store, torch.device(device), None)
+        run = trainer.Run(config, store, torch.device(device), None)
         run.train_step()
         return Measured(0, 0, 0, min(_seconds(run.train_step) for _ in range(_CPU_STEPS)))
     gc.collect()
@@ -176,7 +176,7 @@ def measure(config: TrialConfig, store_path: Path | str, device: str, threads: i
     torch.cuda.reset_peak_memory_stats()
     # A field of one number or of one for each augmentation takes one.
     everything = {"augmentations": AUGMENTATIONS, "augmentation_probability": 1}
-    run = trainer._Run(config.but(**everything), store, torch.device(device), None)
+    run = trainer.Run(config.but(**everything), store, torch.device(device), None)
 
     def step() -> None:
         run.train_step()
@@ -184,7 +184,7 @@ def measure(config: TrialConfig, store_path: Path | str, device: str, threads: i
 
     step()
     seconds = _seconds(step)
-    some = run.represent(store.split("train")[: trainer._EVALUATION_BATCH])
+    some = run.represent(store.split("train")[: trainer.EVALUATION_BATCH])
     labels = torch.from_numpy(store.labels[store.split("train")]).to(some.device)
     train = some.repeat(-(-clips // len(some)), 1)[:clips], labels
     valid = train[0][:1024], labels[:1024]
@@ -331,13 +331,13 @@ def _measure_one(trial: dict[str, Any], device: str) -> dict[str, Any]:
                 break
             best = max(best, speed)
     except (UserError, RuntimeError) as error:
-        if device == "cuda" and _is_out_of_memory(error):
+        if device == "cuda" and is_out_of_memory(error):
             return {"failure": _OUT_OF_MEMORY}
         return {"failure": "could not be measured: " + " ".join(str(error).split())}
     return {"measured": measured}
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Torch has a class for it; what cuBLAS and cuDNN fail to get arrives as text."""
     import torch
 

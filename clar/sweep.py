@@ -438,6 +438,7 @@ class _Driver:
 
         found = outcome.write(self.plan)
         outcome.show(found, self.console)
+        found.draw()
         return found
 
     def _tracked(self, uri: str) -> bool:
@@ -601,7 +602,7 @@ class _Watch:
         folder = self.plan.folders[report.identity]
         if self.first_start is None and report.started:
             # What the table needs takes seconds to import: now, while the trials train, and not when they are done.
-            threading.Thread(target=importlib.import_module, args=["analysis.outcome"], daemon=True).start()
+            threading.Thread(target=importlib.import_module, args=["analysis.figures"], daemon=True).start()
         if report.started:
             self.first_start = min(self.first_start or report.started, report.started)
             self.busy.setdefault(folder.identity, {})[report.started] = report.busy_seconds

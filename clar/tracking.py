@@ -554,8 +554,9 @@ def _connect(uri: str, storage: Path) -> "MlflowClient":
 
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # What goes wrong is raised, and said in one line; these log its traceback as well.
+    for name in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Two processes that make one database at the same time would fall over each other.
     with _lock(storage):
         return MlflowClient(uri)

@@ -33,7 +33,7 @@ from clar.seeds import generator
 
 CHECKPOINT, ENCODER = "checkpoint.pt", "encoder.safetensors"
 
-_EVALUATION_BATCH = 256
+EVALUATION_BATCH = 256
 _METADATA = "clar"
 
 
@@ -152,7 +152,7 @@ def train(
         Stopped: `stop` said so.
     """
     weights = _pretrained_encoder(config, store, pretrained)
-    run = _Run(config, store, torch.device(device), Path(checkpoint_dir) if checkpoint_dir else None)
+    run = Run(config, store, torch.device(device), Path(checkpoint_dir) if checkpoint_dir else None)
     if weights:
         run.model.encoder.load_state_dict(weights)
     run.restore()
@@ -179,7 +179,7 @@ def train(
 
 
 @dataclass
-class _Run:
+class Run:
     """The state of a running trial. All of it that matters is in the checkpoint."""
 
     config: TrialConfig
@@ -230,6 +230,7 @@ class _Run:
         self.clips = Clips(store, self.device)
 
     def mixed_precision(self) -> AbstractContextManager[Any]:
+        """Where the trial computes in bf16, the context to do it in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def train_step(self) -> None:
@@ -296,7 +297,7 @@ class _Run:
     def represent(self, indices: np.ndarray) -> Tensor:
         """Representations (N, H) of clips as they are, without augmentation, by the frozen encoder."""
         self.model.eval()
-        batches = (indices[start : start + _EVALUATION_BATCH] for start in range(0, len(indices), _EVALUATION_BATCH))
+        batches = (indices[start : start + EVALUATION_BATCH] for start in range(0, len(indices), EVALUATION_BATCH))
         with torch.no_grad(), self.mixed_precision():
             return torch.cat([self.model.encoder(self.model.features(self.clips(batch))) for batch in batches])
 
@@ -335,6 +336,7 @@ class _Run:
         )
 
     def head_accuracy(self, representation_NH: Tensor, labels_N: Tensor) -> float:
+        """Share of clips that the trained head classifies correctly."""
         self.model.eval()
         with torch.inference_mode(), self.mixed_precision():
             logits_NC = self.model.head(representation_NH).logits_BC

@@ -10,6 +10,7 @@ raising it: the worker survives, and the sweep goes on at once.
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import math
 import os
@@ -38,7 +39,7 @@ import ray
 from clar.clips import ClipStore
 from clar.config import Runtime, TrialConfig
 from clar.errors import UserError
-from clar.packing import Share
+from clar.packing import Share, is_out_of_memory
 from clar.result import EpochRecord, TrialFolder
 
 _BUSY_ELSEWHERE_SECONDS = 2.0
@@ -188,13 +189,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _cause(error: Exception) -> Literal["", "user", "memory", "disk"]:
-    import errno
-
-    import torch
-
     if isinstance(error, UserError):
         return "user"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
         return "memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk"

@@ -73,7 +73,7 @@ def test_probing_a_share_gives_what_training_it_whole_would_have(tone_store: Cli
     few = folder_of(tmp_path, tone_store, label_fraction=0.3)
     result = finished(few, tone_store)
     whole = TrialConfig(**SMALL)
-    held = trainer._Run(whole, tone_store, torch.device("cpu"), None)
+    held = trainer.Run(whole, tone_store, torch.device("cpu"), None)
     while held.step < held.total_steps:
         held.train_step()
     seen = trainer.labelled_subset(tone_store.labels[tone_store.split("train")], 0.3, seed=0)
@@ -135,7 +135,7 @@ def test_a_supervised_epoch_is_as_long_as_ever_and_holds_labelled_clips_only(
     tone_store: ClipStore, fraction: float, batch_size: int
 ) -> None:
     config = TrialConfig(**{**SMALL, "loss": "supervised", "label_fraction": fraction, "batch_size": batch_size})
-    held = trainer._Run(config, tone_store, torch.device("cpu"), None)
+    held = trainer.Run(config, tone_store, torch.device("cpu"), None)
     assert held.steps_per_epoch == 128 // batch_size
     labelled = int((held.train_labels != trainer.losses.UNLABELLED).sum())
     orders = [held.order(epoch)[: held.steps_per_epoch * batch_size] for epoch in (0, 1, 0)]
@@ -151,7 +151,7 @@ def test_a_supervised_epoch_is_as_long_as_ever_and_holds_labelled_clips_only(
 
 def test_the_joint_loss_still_takes_every_clip(tone_store: ClipStore) -> None:
     config = TrialConfig(**{**SMALL, "loss": "clar", "label_fraction": 0.05})
-    held = trainer._Run(config, tone_store, torch.device("cpu"), None)
+    held = trainer.Run(config, tone_store, torch.device("cpu"), None)
     assert sorted(held.order(0).tolist()) == list(range(128))
 
 
