@@ -143,8 +143,12 @@ def _grids(plan: Plan) -> Iterator[tuple[str, Grid]]:
             )
             states = [state_of(plan, member.folder, cut) for member in standing]
             for metric in study.metrics:
-                entries = []
+                entries, seen = [], set()
                 for member, (row, column), state in zip(standing, cells, states, strict=True):
+                    # What differs in fields that do not matter is one trial, and no second seed.
+                    if (key := (member.folder.identity, row, column)) in seen:
+                        continue
+                    seen.add(key)
                     result = plan.result(member.folder) if state == "done" else None
                     value = getattr(result, metric) if result else None
                     version = _version(member.folder) if state == "done" else ""
@@ -250,26 +254,25 @@ def _curves(plan: Plan, outcome: Outcome) -> None:
     for study in plan.space.studies:
         if study.curve is None:
             continue
-        lines: dict[str, dict[str, dict[int, list[float]]]] = {}
+        rows: dict[str, list[dict[str, Any]]] = {}
         for member in plan.members:
-            label = study.curve(member.config) if member.study is study else None
-            if label is None:
+            line = study.curve(member.config) if member.study is study else None
+            if line is None:
                 continue
-            for record in member.folder.epochs():
-                if record.valid_top1 is not None:
-                    by_epoch = lines.setdefault(member.config.dataset, {}).setdefault(label, {})
-                    by_epoch.setdefault(record.epoch, []).append(record.valid_top1)
-        for dataset, by_label in lines.items():
-            stem = _stem("curves", study.name, dataset) if len(plan.space.studies) * len(lines) > 1 else "curves"
-            rows = [
-                {"line": label, "epoch": epoch, "seed_index": place, "valid_top1": value}
-                for label, by_epoch in by_label.items()
-                for epoch, values in by_epoch.items()
-                for place, value in enumerate(values)
-            ]
-            outcome.text(f"{stem}.csv", pd.DataFrame(rows).to_csv(index=False))
+            about = {"line": line, "seed": member.config.seed}
+            rows.setdefault(member.config.dataset, []).extend(
+                about | {"epoch": record.epoch, "valid_top1": record.valid_top1}
+                for record in member.folder.epochs()
+                if record.valid_top1 is not None
+            )
+        for dataset, points in rows.items():
+            stem = _stem("curves", study.name, dataset) if len(plan.space.studies) * len(rows) > 1 else "curves"
+            outcome.text(f"{stem}.csv", pd.DataFrame(points).to_csv(index=False))
+            lines: dict[str, dict[int, list[float]]] = {}
+            for point in points:
+                lines.setdefault(point["line"], {}).setdefault(point["epoch"], []).append(point["valid_top1"])
             title = f"Convergence: the linear probe's accuracy on valid by epoch, {dataset}."
-            outcome.figure("curves", by_label, title, plan.output.path / stem, "valid top-1, %")
+            outcome.figure("curves", lines, title, plan.output.path / stem, "valid top-1, %")
 
 
 def _agreement(plan: Plan, outcome: Outcome) -> None:
@@ -292,12 +295,19 @@ def _agreement(plan: Plan, outcome: Outcome) -> None:
             rung: kendall_tau([score for score, _ in points], [final for _, final in points])
             for rung, points in pairs.items()
         }
-        cut = len(halving.cut(list(plan.folders.values())))
+        cut = halving.cut(list(plan.folders.values()))
+        through = max(map(len, pairs.values()), default=0)
+        anyway = sum(plan.result(plan.folders[identity]) is not None for identity in cut)
         heading = (
             f"Does early stopping choose well? Kendall's tau between the probe's accuracy on valid at a rung and the "
-            f"final test top-1, over the trials that ran through, {dataset}. {cut} were cut; the others are more alike "
-            f"than all would be, which lowers tau. Run the sweep once without --halving to see all."
+            f"final test top-1, over the {through} trials that ran through, {dataset}. {len(cut)} were cut here, "
+            f"{anyway} of them ran through in another sweep and are counted."
         )
+        if anyway < len(cut):
+            heading += (
+                " The best alone are more alike than all would be, which lowers tau; run the sweep without --halving "
+                "once to see all."
+            )
         listing = tables.agreement_table(agreements, heading)
         outcome.listing(listing)
         stem = "rungs" if len(plan.halving) == 1 else _stem("rungs", dataset)

@@ -342,7 +342,9 @@ def is_out_of_memory(error: Exception) -> bool:
     import torch
 
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "alloc_failed" in text
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in text for words in ("out of memory", "alloc_failed", "can't allocate memory")
+    )
 
 
 def _thread_counts(cores: int) -> list[int]:

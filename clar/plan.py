@@ -11,7 +11,7 @@ from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
 from clar.result import SweepFolder, TrialFolder, TrialResult
-from clar.rounds import Goal, Halving, Precision, Rounds
+from clar.rounds import Goal, Halving, Precision, Rounds, group_of
 from clar.search import Searching
 from clar.space import Space, Study
 
@@ -56,15 +56,25 @@ class Plan:
     folders: dict[str, TrialFolder] = field(default_factory=dict)
     support: set[str] = field(default_factory=set)
     _results: dict[str, TrialResult] = field(default_factory=dict)
+    _titles: dict[str, str] = field(default_factory=dict)
+    _index: dict[tuple[str, TrialConfig], list[Member]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._training_clips = {name: len(store.split("train")) for name, store in self.stores.items()}
         for study in self.space.studies:
             for base in self.bases[study.name]:
                 for config in study.plan(base, self.seeds, self.chosen):
                     self.add(study, base, config)
+        for search in self.searches:
+            search.rehearse().check_batch(self._training_clips[search.base.dataset])
 
     def add(self, study: Study, base: TrialConfig, config: TrialConfig) -> TrialFolder:
-        """Plan one trial, and the pre-training that it starts from; gives its folder."""
+        """Plan one trial, and the pre-training that it starts from; gives its folder.
+
+        Raises:
+            UserError: its batch is larger than the training set.
+        """
+        config.check_batch(self._training_clips[config.dataset])
         folder = self._folder(config)
         parent = config.pretraining()
         if parent is not None:
@@ -78,8 +88,6 @@ class Plan:
 
     def _of(self, study: Study, config: TrialConfig) -> list[Member]:
         """The members of a study with this seedless configuration: few, so that adding thousands stays quick."""
-        if not hasattr(self, "_index"):
-            self._index: dict[tuple[str, TrialConfig], list[Member]] = {}
         return self._index.setdefault((study.name, config.but(seed=0)), [])
 
     def _need(self, folder: TrialFolder) -> None:
@@ -110,6 +118,8 @@ class Plan:
              for study, bases in self.bases.items()],
             [[name, halving.rungs, halving.keep] for name, halving in self.halving.items()],
             [[search.objectives, search.generation] for search in self.searches],
+            # Two files of a user's may have one name.
+            str(self.space.path) if self.space.path else "",
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return SweepFolder(self.storage, self.space.name, key)
@@ -140,15 +150,15 @@ class Plan:
         base_of: dict[str, TrialConfig] = {}
         for member in self.members:
             if member.study is study:
-                name = f"{study.name}, {study.table(member.config)}"
+                name = f"{study.name}, {study.table(member.config)}, {group_of(member.config)}"
                 cell = " / ".join(
                     part
                     for part, (_, values) in zip(study.cell(member.config), (study.rows, study.columns), strict=True)
                     if values is None or len(values) > 1
                 )
-                # The folder in the study's own words: more seeds of it must stay in the cell.
-                folder = TrialFolder(self.storage, member.config, member.folder.data_fingerprint)
-                tables.setdefault(name, {}).setdefault(cell, []).append(folder)
+                trials = tables.setdefault(name, {}).setdefault(cell, [])
+                if all(folder.identity != member.folder.identity for folder in trials):
+                    trials.append(member.folder)
                 base_of[member.config.dataset] = member.base
 
         def add(config: TrialConfig) -> TrialFolder:
@@ -161,7 +171,8 @@ class Plan:
         """The goals, after those of the trials that they start from."""
         parents = [parent for goal in goals if (parent := self.parent(goal.folder)) is not None]
         known = {goal.folder.identity for goal in goals}
-        return [*(Goal(parent) for parent in parents if parent.identity not in known), *goals]
+        needed = {parent.identity: Goal(parent) for parent in parents if parent.identity not in known}
+        return [*needed.values(), *goals]
 
     def parent(self, folder: TrialFolder) -> TrialFolder | None:
         """The trial from whose encoder this one starts."""
@@ -201,17 +212,17 @@ class Plan:
 
     def title(self, folder: TrialFolder) -> str:
         """A trial in a few words, with all that it does not share with the others."""
-        return self.titles().get(folder.identity) or folder.config.title(self._base(folder.config))
+        return self._title(folder)
 
     def titles(self) -> dict[str, str]:
         """The trials in a few words, by identity; the data set is named where there are several."""
-        known: dict[str, str] = self.__dict__.setdefault("_titles", {})
-        for identity, folder in self.folders.items():
-            if identity not in known:
-                base = self._base(folder.config)
-                where = f"{folder.config.dataset}: " if len(self.stores) > 1 else ""
-                known[identity] = where + folder.config.title(base)
-        return known
+        return {identity: self._title(folder) for identity, folder in self.folders.items()}
+
+    def _title(self, folder: TrialFolder) -> str:
+        if folder.identity not in self._titles:
+            where = f"{folder.config.dataset}: " if len(self.stores) > 1 else ""
+            self._titles[folder.identity] = where + folder.config.title(self._base(folder.config))
+        return self._titles[folder.identity]
 
     def _base(self, config: TrialConfig) -> TrialConfig:
         return next(base for bases in self.bases.values() for base in bases if base.dataset == config.dataset)
@@ -253,37 +264,40 @@ class Plan:
         )
 
 
-def check_batches(plan: Plan) -> None:
-    """See to it that every trial's epoch has a batch.
-
-    Raises:
-        UserError: a batch is larger than the training set.
-    """
-    sizes = {name: len(store.split("train")) for name, store in plan.stores.items()}
-    for config in {(c.dataset, c.batch_size): c for c in (f.config for f in plan.folders.values())}.values():
-        config.check_batch(sizes[config.dataset])
-
-
-def check_ways(
-    space: Space, seeds: int, halving: bool, precision: float | None, budget: str | None, rungs: str | None
-) -> None:
+def check_ways(space: Space, seeds: int, options: dict[str, Any]) -> None:
     """See to it that the ways of going on can be had together.
+
+    Args:
+        space: the sweep.
+        seeds: asked for.
+        options: `halving`, `rungs`, `keep`, `precision`, `budget`, `trials`, `generation`, `objectives`, `fresh`,
+            `accept_version`, `dry_run`, as given; None or False where not given.
 
     Raises:
         UserError: they cannot.
     """
-    if budget is not None and precision is None:
-        raise UserError(f"--budget {budget}: where --precision ends at the latest; name both")
-    if rungs is not None and not halving:
-        raise UserError(f"--rungs {rungs}: of --halving; name both")
-    if precision is not None:
-        if halving:
-            raise UserError(
-                "--precision and --halving: seeds are added to finished cells, not to stopped ones; use one"
-            )
-        if any(study.search for study in space.studies):
-            raise UserError(f"--precision: {space.name} is a search, which has no cells; use --seeds")
-        if not precision > 0:
-            raise UserError(f"--precision {precision:g}: percentage points, above 0")
-        if seeds < 2:
-            raise UserError("--precision needs an interval to begin with: --seeds 2 or more")
+    needed = {
+        "budget": "precision", "rungs": "halving", "keep": "halving",
+    }  # fmt: skip
+    for option, other in needed.items():
+        if options[option] is not None and not options[other]:
+            raise UserError(f"--{option} {options[option]}: says how to do --{other}; name both")
+    search = any(study.search for study in space.studies)
+    for option in ("trials", "generation", "objectives"):
+        if options[option] is not None and not search:
+            raise UserError(f"--{option} {options[option]}: {space.name} is no search")
+    if options["fresh"] and options["accept_version"]:
+        raise UserError("--fresh and --accept-version: one trains all again, the other takes what is old; use one")
+    if options["fresh"] and options["dry_run"]:
+        raise UserError("--fresh and --dry-run: the dry run shows what is done, --fresh would train all of it again")
+    precision = options["precision"]
+    if precision is None:
+        return
+    if options["halving"]:
+        raise UserError("--precision and --halving: seeds are added to finished cells, not to stopped ones; use one")
+    if search:
+        raise UserError(f"--precision: {space.name} is a search, which has no cells; use --seeds")
+    if not 0 < precision < 100:
+        raise UserError(f"--precision {precision:g}: percentage points, above 0")
+    if seeds < 2:
+        raise UserError("--precision needs an interval to begin with: --seeds 2 or more")

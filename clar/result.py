@@ -97,6 +97,8 @@ class TrialFolder:
         self, storage: Path, config: TrialConfig, data_fingerprint: str, version: int = RESULTS_VERSION
     ) -> None:
         self.storage, self.config, self.data_fingerprint, self.version = storage, config, data_fingerprint, version
+        self.pretraining_version = version
+        """Results version of the trial that this one starts from; a sweep may take an older one."""
         self._place(config.identity(data_fingerprint, version))
 
     def _place(self, identity: str) -> None:
@@ -131,7 +133,7 @@ class TrialFolder:
     def pretraining(self) -> "TrialFolder | None":
         """The folder of the trial whose encoder this one starts from, None where it starts from random weights."""
         config = self.config.pretraining()
-        return TrialFolder(self.storage, config, self.data_fingerprint, self.version) if config else None
+        return TrialFolder(self.storage, config, self.data_fingerprint, self.pretraining_version) if config else None
 
     def begin(self, code_version: str) -> None:
         """Write down what the trial is, before it starts or goes on. An earlier failure is forgotten, but counted."""

@@ -80,7 +80,11 @@ class Halving:
 
     def run(self, folders: Sequence[TrialFolder]) -> Rounds:
         """The rounds of these trials; `decisions` grows with them."""
-        compared = [folder for folder in folders if folder.config.pretraining() is None]
+        # What an earlier call decided stays so, should a search propose it again.
+        settled = {one for decision in self.decisions for one in (*decision.kept, *decision.cut, *decision.failed)}
+        compared = [
+            folder for folder in folders if folder.config.pretraining() is None and folder.identity not in settled
+        ]
         for rung in self.rungs:
             running = [folder for folder in compared if folder.config.epochs > rung]
             if not running:
@@ -111,7 +115,7 @@ class Halving:
 class Decision:
     """What one rung decided about one group of candidates.
 
-    `scores` has a candidate's mean by the identities of its trials, best first, None where a trial of it has no score;
+    `scores` has a candidate's mean by the identities of its trials, best first, None where no trial of it has a score;
     `kept`, `cut` and `failed` are identities of trials; failed are those without a score.
     """
 
@@ -139,19 +143,24 @@ class Decision:
         ]
         scores.sort(key=lambda entry: (entry[1] is None, -(entry[1] or 0.0), entry[0]))
         going_on = max(1, math.ceil(round(keep * len(scores), 9)))
+        failed = [folder.identity for folder in folders if score_at(rung, folder) is None]
         scored = [members for members, score in scores if score is not None]
         kept, cut = (
-            [identity for members in part for identity in members] for part in (scored[:going_on], scored[going_on:])
+            [identity for members in part for identity in members if identity not in failed]
+            for part in (scored[:going_on], scored[going_on:])
         )
-        failed = [identity for members, score in scores if score is None for identity in members]
         return cls(rung, name, scores, kept, cut, failed)
+
+
+def group_of(config: TrialConfig) -> str:
+    """What a trial can be compared within: accuracies on other data, or with other labels, say something else."""
+    return f"{config.dataset}, {100 * config.label_fraction:g} % of labels"
 
 
 def _groups(folders: Sequence[TrialFolder]) -> list[tuple[str, list[TrialFolder]]]:
     groups: dict[str, list[TrialFolder]] = {}
     for folder in folders:
-        name = f"{folder.config.dataset}, {100 * folder.config.label_fraction:g} % of labels"
-        groups.setdefault(name, []).append(folder)
+        groups.setdefault(group_of(folder.config), []).append(folder)
     return list(groups.items())
 
 
@@ -162,9 +171,9 @@ def score_at(rung: int, folder: TrialFolder) -> float | None:
 
 
 def _mean_at(rung: int, folders: list[TrialFolder]) -> float | None:
-    scores = [score_at(rung, folder) for folder in folders]
-    known = [score for score in scores if score is not None]
-    return mean(known) if len(known) == len(scores) else None
+    """Over the seeds that got there."""
+    known = [score for folder in folders if (score := score_at(rung, folder)) is not None]
+    return mean(known) if known else None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Searching:
         objectives: names of one or two numbers of a result: accuracies are made large, seconds small.
         trials: candidates in all.
         generation: candidates that are chosen at a time.
+        chosen: fields that the user set.
         candidates: those up to now, in order of choice.
     """
 
@@ -55,13 +56,14 @@ class Searching:
     objectives: tuple[str, ...]
     trials: int
     generation: int
+    chosen: tuple[str, ...] = ()
     candidates: list[Candidate] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in self.objectives:
             if name not in METRICS + COSTS:
                 raise UserError(f"--objectives {name}: no number of a result{near(name, METRICS + COSTS)}")
-            if name.startswith("test_"):
+            if "test_" in name:
                 raise UserError(
                     f"--objectives {name}: choosing by test would leave nothing to test with; use valid_top1"
                 )
@@ -92,6 +94,10 @@ class Searching:
             ]
             self.candidates += [candidate for _, candidate in asked]
             folders = list({folder.identity: folder for _, one in asked for folder in one.folders}.values())
+            if halving and any(folder.config.pretraining() for folder in folders):
+                raise UserError(
+                    f"--halving: {self.study.name} searches trials that start from another's encoder; leave it out"
+                )
             if halving:
                 yield from halving.run(folders)
             else:
@@ -101,15 +107,20 @@ class Searching:
                 self._judge(candidate, halving.cut(candidate.folders) if halving else set())
                 self._tell(trial, candidate, halving)
 
-    def _candidate(self, trial: Any, number: int, add: Callable[[TrialConfig], TrialFolder], seeds: int) -> Candidate:
+    def rehearse(self) -> TrialConfig:
+        """One configuration drawn at random: what is wrong with the study's file shows before anything runs."""
+        optuna = _optuna()
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+        return self._suggest(trial)
+
+    def _suggest(self, trial: Any) -> TrialConfig:
         assert self.study.search is not None
-        try:
-            config = self.study.search.suggest(trial, self.base)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"study {self.study.name}: suggest fails with {type(error).__name__}: {error}") from error
-        self.study.check([config], self.base)
+        config = self.study.call("suggest", self.study.search.suggest, trial, self.base)
+        self.study.check([config], self.base, set(self.chosen) - set(self.study.search.around))
+        return config
+
+    def _candidate(self, trial: Any, number: int, add: Callable[[TrialConfig], TrialFolder], seeds: int) -> Candidate:
+        config = self._suggest(trial)
         folders = [add(config.but(seed=self.base.seed + repeat)) for repeat in range(seeds)]
         return Candidate(number, dict(trial.params), folders)
 

@@ -32,11 +32,13 @@ class Search:
         suggest: from an Optuna trial and the base, one configuration.
         trials: configurations in all, unless the command says otherwise.
         generation: of which this many are chosen at a time.
+        around: fields that it varies around the base's value, which the user may therefore set.
     """
 
     suggest: Callable[[Any, TrialConfig], TrialConfig]
     trials: int
     generation: int
+    around: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,16 @@ class Study:
             UserError: the study varies a field that the user set, or one that a study cannot vary, or has a trial that
                 its table has no cell for.
         """
-        configs = list(self.trials(base))
+        configs = self.call("trials", lambda base: list(self.trials(base)), base)
         self.check(configs, base, chosen)
+        if not configs and not self.search:
+            raise UserError(f"study {self.name}: trials(base) gives none")
         for config in configs:
-            row, column = self.cell(config)
+            row, column = self.call("cell", lambda config: _pair(self.cell(config)), config)
+            # These are asked for when all is trained: a mistake in them is to be known before.
+            self.call("table", self.table, config)
+            if self.curve:
+                self.call("curve", self.curve, config)
             if (self.rows[1] and row not in self.rows[1]) or (self.columns[1] and column not in self.columns[1]):
                 raise UserError(
                     f"study {self.name}: {config.title(base)} has the cell ({row}, {column}), "
@@ -79,12 +87,28 @@ class Study:
         planned = [config.but(seed=base.seed + repeat) for config in configs for repeat in range(seeds)]
         return list(dict.fromkeys(planned))
 
+    def call(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a part of the study's file; what it raises is said in one line.
+
+        Raises:
+            UserError: it raised something.
+        """
+        try:
+            return function(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"study {self.name}: {part} fails with {type(error).__name__}: {error}") from error
+
     def check(self, configs: list[TrialConfig], base: TrialConfig, chosen: Iterable[str] = ()) -> None:
         """See to it that the study changes no field that is not its to change.
 
         Raises:
             UserError: it does.
         """
+        for config in configs:
+            if not isinstance(config, TrialConfig):
+                raise UserError(f"study {self.name}: gives {config!r}, which is no TrialConfig; write base.but(...)")
         for field in chosen:
             if any(getattr(config, field) != getattr(base, field) for config in configs):
                 raise UserError(
@@ -92,8 +116,6 @@ class Study:
                     f"leave it out, or copy the study's file and change it"
                 )
         for config in configs:
-            if not isinstance(config, TrialConfig):
-                raise UserError(f"study {self.name}: gives {config!r}, which is no TrialConfig; write base.but(...)")
             for field, way in (("seed", "use --seeds"), ("dataset", "name data sets with --dataset")):
                 if getattr(config, field) != getattr(base, field):
                     raise UserError(f"study {self.name}: its trials must not set {field} themselves; {way}")
@@ -106,6 +128,8 @@ class Space:
     name: str
     summary: str
     studies: tuple[Study, ...]
+    path: Path | None = None
+    """The user's own file, None for a sweep that comes with the project."""
 
 
 def available() -> dict[str, str]:
@@ -114,14 +138,18 @@ def available() -> dict[str, str]:
     return {path.stem: load(path.stem).summary for path in sorted(folder.glob("[!_]*.py"))}
 
 
-def load(name: str) -> Space:
+def load(name: str, within: tuple[Path, ...] = ()) -> Space:
     """The sweep `search_spaces/NAME.py`, or that of the Python file NAME. The file is the user's own code and is run.
+
+    Args:
+        name: of the sweep, or path of its file.
+        within: files of the unions that this one is part of.
 
     Raises:
         UserError: there is none, it does not load, or it lacks a part.
     """
     folder = Path(search_spaces.__path__[0])
-    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    path = _file(name)
     if not path.is_file():
         if name.endswith(".py"):
             raise UserError(f"no sweep file {name}; give the path of a Python file, or a name from --list")
@@ -129,10 +157,36 @@ def load(name: str) -> Space:
         raise UserError(f"no sweep {name!r}{near(name, names)} `python -m clar.sweep --list` shows all")
     module = _module(path)
     summary = (module.__doc__ or "").strip().partition("\n")[0]
-    if hasattr(module, "STUDIES"):
-        studies = [study for part in module.STUDIES if part != path.stem for study in load(part).studies]
-        return Space(path.stem, summary, tuple(studies))
-    return Space(path.stem, summary, (_study(path, module, summary),))
+    own = None if path.resolve().parent == folder.resolve() else path.resolve()
+    if not hasattr(module, "STUDIES"):
+        return Space(path.stem, summary, (_study(path, module, summary),), own)
+    within = (*within, path.resolve())
+    studies: list[Study] = []
+    for part in _names(path, module.STUDIES):
+        if _file(part).resolve() in within:
+            raise UserError(f"{path}: STUDIES has {part!r}, which is itself; name others")
+        studies += load(part, within).studies
+    names = [study.name for study in studies]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: STUDIES brings {name!r} twice; each study has a name of its own")
+    return Space(path.stem, summary, tuple(studies), own)
+
+
+def _file(name: str) -> Path:
+    return Path(name) if name.endswith(".py") else Path(search_spaces.__path__[0]) / f"{name}.py"
+
+
+def _names(path: Path, studies: Any) -> tuple[str, ...]:
+    if not isinstance(studies, tuple | list) or not studies or not all(isinstance(name, str) for name in studies):
+        raise UserError(f'{path}: STUDIES must be names of studies, such as ("inputs", "losses"), not {studies!r}')
+    return tuple(studies)
+
+
+def _pair(cell: Any) -> tuple[str, str]:
+    if not (isinstance(cell, tuple) and len(cell) == 2 and all(isinstance(part, str) for part in cell)):
+        raise ValueError(f"must give two texts, the row and the column, not {cell!r}")
+    return cell
 
 
 def _study(path: Path, module: ModuleType, summary: str) -> Study:
@@ -140,16 +194,26 @@ def _study(path: Path, module: ModuleType, summary: str) -> Study:
     missing = [part for part in (_SEARCH if search else _GRID) if not hasattr(module, part)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; search_spaces/augmentations.py has an example of each")
+    settings = getattr(module, "SETTINGS", {})
+    if not isinstance(settings, dict):
+        raise UserError(f'{path}: SETTINGS must be fields and values, such as {{"loss": "clar"}}, not {settings!r}')
+    for field in settings:
+        if field not in TrialConfig.model_fields or field in ("dataset", "seed"):
+            way = "" if field not in ("dataset", "seed") else "; name it on the command line"
+            raise UserError(f"{path}: SETTINGS cannot have {field!r}{near(str(field), TrialConfig.model_fields)}{way}")
     metrics = tuple(getattr(module, "METRICS", ("test_top1",)))
     for metric in metrics:
         if metric not in METRICS:
             raise UserError(f"{path}: METRICS has {metric!r}, no number of a result{near(metric, METRICS)}")
     if search:
         return Study(
-            path.stem, summary, dict(getattr(module, "SETTINGS", {})),
+            path.stem, summary, settings,
             trials=lambda base: (), cell=lambda trial: ("", ""), rows=("", ()), columns=("", ()),
             table=lambda trial: trial.dataset, curve=None, metrics=metrics,
-            search=Search(module.suggest, getattr(module, "TRIALS", 40), getattr(module, "GENERATION", 8)),
+            search=Search(
+                module.suggest, getattr(module, "TRIALS", 40), getattr(module, "GENERATION", 8),
+                tuple(getattr(module, "AROUND", ())),
+            ),
         )  # fmt: skip
     for name in ("ROWS", "COLUMNS"):
         axis = getattr(module, name)
@@ -158,7 +222,7 @@ def _study(path: Path, module: ModuleType, summary: str) -> Study:
     return Study(
         name=path.stem,
         summary=summary,
-        settings=dict(getattr(module, "SETTINGS", {})),
+        settings=settings,
         trials=module.trials,
         cell=module.cell,
         rows=module.ROWS,

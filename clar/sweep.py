@@ -39,7 +39,7 @@ from clar.config import Runtime, TrialConfig, parse_settings
 from clar.errors import UserError
 from clar.files import write_json
 from clar.packing import Share
-from clar.plan import Plan, check_batches, check_ways
+from clar.plan import Plan, check_ways
 from clar.result import TrialFolder
 from clar.rounds import Budget, Goal, Halving, Precision
 from clar.search import Searching
@@ -85,7 +85,9 @@ def main(
         str | None,
         typer.Option(metavar="E,E", help="Epochs of the rungs; default: a quarter and half.", show_default=False),
     ] = None,
-    keep: Annotated[float, typer.Option(help="Share of the trials that goes on at a rung.")] = 0.5,
+    keep: Annotated[
+        float | None, typer.Option(help="Share that goes on at a rung; default: 0.5.", show_default=False)
+    ] = None,
     precision: Annotated[
         float | None,
         typer.Option(metavar="POINTS", help="Add seeds to the cells that cannot be told from the best, until they can, "
@@ -100,8 +102,10 @@ def main(
         int | None, typer.Option(min=1, help="Of a search: candidates chosen at a time.", show_default=False)
     ] = None,
     objectives: Annotated[
-        str, typer.Option(help="Of a search: what it is to make best; valid_top1,gpu_seconds weighs cost too.")
-    ] = "valid_top1",
+        str | None,
+        typer.Option(help="Of a search: what it is to make best, default valid_top1; valid_top1,gpu_seconds weighs "
+                     "cost too.", show_default=False),
+    ] = None,
     retries: Annotated[int, typer.Option(min=0, help="Tries of a trial that failed, from its checkpoint.")] = 2,
     trial_timeout: Annotated[
         float | None,
@@ -114,7 +118,7 @@ def main(
         typer.Option(metavar="N", help="Take results of this older results version as done; repeatable.",
                      show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; train nothing.")] = False,
     show_list: Annotated[bool, typer.Option("--list", help="Show the sweeps that exist.")] = False,
 ) -> int:  # fmt: skip
     """Run a sweep, or go on with it: finished trials are not trained again, the others go on where they stopped."""
@@ -126,7 +130,12 @@ def main(
     if not name:
         raise UserError("name a sweep; `python -m clar.sweep --list` shows all")
     chosen = space.load(name)
-    check_ways(chosen, seeds, halving, precision, budget, rungs)
+    options = {
+        "halving": halving, "rungs": rungs, "keep": keep, "precision": precision, "budget": budget, "trials": trials,
+        "generation": generation, "objectives": objectives, "fresh": fresh, "accept_version": accept_version,
+        "dry_run": dry_run,
+    }  # fmt: skip
+    check_ways(chosen, seeds, options)
     here = {"CPU": float(cpus_here()), "GPU": float(gpus_here())}
     with _cluster(address) if address else nullcontext(here) as resources:
         slots = Slots.of(resources, cpus_per_trial, gpus_per_trial)
@@ -139,14 +148,16 @@ def main(
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
         configs = [c for study in chosen.studies for base in bases[study.name] for c in study.plan(base, 1, fields)]
         first = bases[chosen.studies[0].name]
-        stops = {base.dataset: Halving.of(base, _rungs(rungs), keep) for base in first} if halving else {}
+        stops = (
+            {base.dataset: Halving.of(base, _rungs(rungs), 0.5 if keep is None else keep) for base in first}
+            if halving
+            else {}
+        )
         searches = [
-            Searching(study, base, tuple(part.strip() for part in objectives.split(",")),
-                      trials or study.search.trials, generation or study.search.generation)
+            Searching(study, base, tuple(part.strip() for part in (objectives or "valid_top1").split(",")),
+                      trials or study.search.trials, generation or study.search.generation, tuple(fields))
             for study in chosen.studies if study.search for base in bases[study.name]
         ]  # fmt: skip
-        if not searches and (trials or generation):
-            raise UserError(f"--trials and --generation: {chosen.name} is no search")
         used = list(dict.fromkeys(base.dataset for base in first))
         missing = [one for one in used if not datasets.built(one)]
         if dry_run and data_root is None and missing:
@@ -162,11 +173,11 @@ def main(
         plan = Plan(
             chosen, bases, place, stores, seeds, tuple(fields), tuple(accept_version or ()), stops, searches, more
         )
-        check_batches(plan)
+        waiting = _replay(plan) if dry_run else ""
         shares = Shares(slots, plan, resources, address)
         console.print(f"{chosen.name}: {plan.summary()}; {shares}", markup=False)
         if dry_run:
-            _show(plan, shares, console)
+            _show(plan, shares, waiting, console)
             return 0
         driver = _Driver(plan, shares, console, data_seconds, retries, trial_timeout)
         return driver.run(tracking_uri or default_uri(place), address, fresh)
@@ -255,12 +266,13 @@ class Shares:
         if slots.auto:
             self.measure([folder.config for folder in plan.open()])
 
-    def measure(self, configs: list[TrialConfig]) -> None:
-        """See to it that the share of each of these trials is known."""
+    def measure(self, configs: list[TrialConfig], release: Callable[[], None] = lambda: None) -> None:
+        """See to it that the share of each of these trials is known; `release` makes room on the cluster to measure."""
         if not self.slots.auto:
             return
         missing = [config for config in configs if packing.kind(config) not in self.known]
         if missing:
+            release()
             stores = {name: store.path for name, store in self.plan.stores.items()}
             run = _measure_on_cluster(self.slots.total_gpus > 0) if self.address else packing.here
             self.known |= packing.shares(missing, stores, self.resources, self.plan.storage, run)
@@ -300,9 +312,8 @@ def _show_unprepared(
     )
 
 
-def _show(plan: Plan, shares: Shares, console: Console) -> None:
+def _show(plan: Plan, shares: Shares, waiting: str, console: Console) -> None:
     """The trials, where each stands, and how long the rest would take; nothing is decided that is not yet."""
-    waiting = _replay(plan)
     cut = plan.cut()
     titles = plan.titles()
     for identity, folder in plan.folders.items():
@@ -361,7 +372,7 @@ class _Driver:
     def run(self, uri: str, address: str | None, fresh: bool) -> int:
         """Everything that is open, then the tables. Gives the command's exit code."""
         plan, console = self.plan, self.console
-        marker = _Fresh(plan, fresh)
+        marker = _Fresh(plan, fresh, console)
         with plan.output.driver():
             plan.record("running", self.version)
             with Tracker(uri, plan.output, lambda line: console.print(line, markup=False)) as tracker:
@@ -379,7 +390,7 @@ class _Driver:
                     tracker.finish()
             if whole and tracker.complete:
                 write_json(plan.output.path / _TRACKED, self._tracking(uri))
-        if whole:
+        if not full:
             marker.finish()
         self._closing_lines(outcome.files, uri, full)
         return 0 if whole else 1
@@ -395,7 +406,7 @@ class _Driver:
                 marker.archive([goal.folder for goal in goals])
                 left = [goal for goal in goals if not goal.reached()]
                 if left:
-                    self.shares.measure([goal.folder.config for goal in left])
+                    self.shares.measure([goal.folder.config for goal in left], pool.release)
                     plan.record("running", self.version)
                     if several:
                         self.console.print(_headline(number, left), markup=False)
@@ -431,6 +442,7 @@ class _Driver:
             ),
             share=share,
             after=parent.identity if parent else None,
+            pretraining_version=parent.version if parent else None,
         )
 
     def _report(self) -> Any:
@@ -469,8 +481,10 @@ class _Driver:
         for folder in self.plan.open():
             if folder.identity in self.failures:
                 lines.append(f"failed   {self.plan.title(folder)}: {self.failures[folder.identity]}")
-                lines += [f"         | {line}" for line in folder.last_log_lines(_LOG_LINES).splitlines()]
-                lines.append(f"         log: {folder.log}")
+                # A trial whose pre-training failed has no log of its own.
+                where = parent if not folder.log.exists() and (parent := self.plan.parent(folder)) else folder
+                lines += [f"         | {line}" for line in where.last_log_lines(_LOG_LINES).splitlines()]
+                lines.append(f"         log: {where.log}")
             else:
                 missing += 1
         if full:
@@ -503,6 +517,11 @@ class _LazyPool:
         self.driver.watch.stop()
         self.stack.close()
 
+    def release(self) -> None:
+        """End the workers that have nothing to do."""
+        if hasattr(self, "pool"):
+            self.pool.release()
+
     def run(self, jobs: list[Any]) -> str:
         """Run the jobs to their ends; says what was in the way, a full disk, or nothing."""
         from clar import trial
@@ -530,15 +549,17 @@ class _LazyPool:
 class _Fresh:
     """`--fresh`: which trainings are to be put aside. Kept until the sweep is whole, so that it can be interrupted."""
 
-    def __init__(self, plan: Plan, wanted: bool) -> None:
+    def __init__(self, plan: Plan, wanted: bool, console: Console) -> None:
         self.path = plan.output.path / _FRESH
         self.old: set[str] = set()
         if not wanted:
             return
-        if not self.path.exists():
-            known = [path.parent.name for path in plan.storage.glob("trials/*/config.json")]
-            tokens = [json.loads((plan.storage / "trials" / one / "config.json").read_text())["run"] for one in known]
-            write_json(self.path, sorted(tokens))
+        if self.path.exists():
+            console.print("--fresh was interrupted before: what has been trained since it began is kept")
+        else:
+            begun = [path.parent.name for path in plan.storage.glob("trials/*/config.json")]
+            folders = [TrialFolder.open(plan.storage, identity) for identity in begun]
+            write_json(self.path, sorted(map(_training, folders)))
         self.old = set(json.loads(self.path.read_text()))
         self.archive(list(plan.folders.values()))
         plan.forget()
@@ -546,13 +567,17 @@ class _Fresh:
     def archive(self, folders: list[TrialFolder]) -> None:
         """Put aside what was trained before."""
         for folder in folders:
-            if self.old and folder.run_token() in self.old:
+            if self.old and _training(folder) in self.old:
                 folder.archive()
 
     def finish(self) -> None:
-        """The sweep is whole: the next --fresh begins anew."""
-        if self.old or self.path.exists():
-            self.path.unlink(missing_ok=True)
+        """The sweep has run through: the next --fresh begins anew."""
+        self.path.unlink(missing_ok=True)
+
+
+def _training(folder: TrialFolder) -> str:
+    """Names one training of a trial; one that was begun by a version without run tokens goes by its identity."""
+    return folder.run_token() or f"identity {folder.identity}"
 
 
 @dataclass

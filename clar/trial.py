@@ -16,7 +16,6 @@ import math
 import os
 import queue
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -46,6 +45,8 @@ _BUSY_ELSEWHERE_SECONDS = 2.0
 _STOP_SECONDS = 120.0
 _NEWS_SECONDS = 0.5
 _RESOURCES_SECONDS = 5.0
+_PLACE_SECONDS = 15.0
+_TELL_SECONDS = 60.0
 
 State = Literal["begun", "started", "epoch", "done", "paused", "elsewhere", "stopped", "failed"]
 """`begun`: a worker has it; `started`: it is this worker's to run, after any wait; `paused`: the epoch asked for is
@@ -63,6 +64,7 @@ class Job:
         runtime: what it runs with.
         share: what it gets of the machine.
         after: identity of the trial that must have ended before, where that is one of the same round.
+        pretraining_version: results version of the trial that it starts from, where that is an older one.
     """
 
     identity: str
@@ -71,6 +73,7 @@ class Job:
     runtime: Runtime
     share: Share
     after: str | None = None
+    pretraining_version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Report:
         metrics: the final numbers of a trial that is done.
         reason: of a failure, one line.
         cause: `user`: the same again would fail the same; `memory`: there was too little; `disk`: the storage is full.
-        worker: host and process id.
+        worker: Ray node and process id.
     """
 
     identity: str
@@ -129,7 +132,7 @@ class Worker:
 
     def _run(self, job: Job, reports: "queue.SimpleQueue[Report | None]") -> None:
         try:
-            reports.put(Report(job.identity, "begun", worker=(socket.gethostname(), os.getpid())))
+            reports.put(Report(job.identity, "begun", worker=(ray.get_runtime_context().get_node_id(), os.getpid())))
             reports.put(_attempt(job, reports.put, self.stopping.is_set))
         except BaseException as error:
             reports.put(Report(job.identity, "failed", reason=_one_line(error)))
@@ -163,6 +166,7 @@ def _attempt(job: Job, tell: Callable[[Report], None], stop: Callable[[], bool])
     try:
         store = ClipStore.open(Path(runtime.store))
         folder = TrialFolder(Path(runtime.storage), TrialConfig(**job.config), store.fingerprint)
+        folder.pretraining_version = job.pretraining_version or folder.version
         if folder.identity != job.identity:
             raise UserError(f"{store.path} has changed since the sweep was planned; run the command again")
         result = train.run(
@@ -253,6 +257,16 @@ class _Slot:
     heard: float = math.inf
     process: tuple[str, int] = ("", 0)
     last: Report | None = None
+    since: float = field(default_factory=time.monotonic)
+
+    def placed(self) -> bool:
+        """Whether Ray has found room for it."""
+        return bool(self.process[1])
+
+
+def _of_gpu(share: Share) -> float:
+    """What a share takes of the GPUs: of 0.6, only one fits on each."""
+    return share.gpus if share.gpus >= 1 or not share.gpus else 1 / int(1 / share.gpus)
 
 
 class Pool:
@@ -279,6 +293,7 @@ class Pool:
         self.full: str = ""
         self._totals: tuple[float, dict[str, float]] = (-math.inf, {})
         self._interrupts = 0
+        self._told = False
 
     def __enter__(self) -> "Pool":
         # In the main thread only; elsewhere there are no signals to take.
@@ -318,8 +333,16 @@ class Pool:
             for slot in self._ready():
                 self._listen(slot, waiting, unfinished)
             self._end_hung(waiting, unfinished)
+            self._make_room()
         if self._interrupts:
             raise KeyboardInterrupt
+        if self.full:
+            raise StorageFull(self.full)
+
+    def release(self) -> None:
+        """End the workers that have nothing to do: something else needs their place."""
+        for slot in [slot for slot in self.slots if slot.attempt is None]:
+            self._end(slot)
 
     def _interrupt(self, number: int, frame: object) -> None:
         self._interrupts += 1
@@ -358,6 +381,20 @@ class Pool:
             slot.reports = slot.actor.run.options(num_returns="streaming").remote(attempt.job)
         waiting.extendleft(reversed(postponed))
 
+    def _unplaced(self) -> float:
+        """Seconds for which a worker has been waiting for Ray to find room for it."""
+        now = time.monotonic()
+        return max((now - slot.since for slot in self.slots if not slot.placed()), default=0.0)
+
+    def _make_room(self) -> None:
+        """Let idle workers give way to one that waits: what there is in sum may be in pieces that are too small."""
+        if self._unplaced() > _PLACE_SECONDS:
+            self.release()
+        if self._unplaced() > _TELL_SECONDS and not self._told and not any(slot.placed() for slot in self._busy()):
+            self._told = True
+            share = next(slot.share for slot in self.slots if not slot.placed())
+            self.say(f"no node has room for a trial of {share} yet; waiting for one")
+
     def _slot_for(self, attempt: _Attempt) -> _Slot | None:
         """An idle worker with the right share, or a new one, in the place of idle ones with others if need be."""
         share = self._whole() if attempt.alone else attempt.job.share
@@ -365,6 +402,8 @@ class Pool:
         for slot in idle:
             if slot.share == share:
                 return slot
+        if self._unplaced() > _PLACE_SECONDS:
+            return None
         while not self._room(share):
             if not idle:
                 # More than there is at all: Ray decides, when nothing else is in its way.
@@ -380,7 +419,7 @@ class Pool:
     def _room(self, share: Share) -> bool:
         total = self._resources()
         cpus = sum(slot.share.cpus for slot in self.slots) + share.cpus
-        gpus = sum(slot.share.gpus for slot in self.slots) + share.gpus
+        gpus = sum(_of_gpu(slot.share) for slot in self.slots) + _of_gpu(share)
         return cpus <= total.get("CPU", 0) + 1e-6 and gpus <= total.get("GPU", 0) + 1e-6
 
     def _resources(self) -> dict[str, float]:
@@ -420,7 +459,10 @@ class Pool:
             if not (slot.last and slot.last.state == "failed"):
                 job = slot.attempt.job if slot.attempt else None
                 reason = f"the worker process died ({_one_line(error)[:200]})"
-                slot.last = Report(job.identity if job else "", "failed", reason=reason)
+                # Ray's memory monitor ends a worker before the system would end the node.
+                short = isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error)
+                identity = job.identity if job else ""
+                slot.last = Report(identity, "failed", reason=reason, cause="memory" if short else "")
             self._end(slot)
             self._ended(slot, waiting, unfinished)
             return
@@ -437,6 +479,12 @@ class Pool:
         assert attempt is not None
         if report is None or report.state not in ("done", "paused", "elsewhere", "stopped", "failed"):
             report = Report(attempt.job.identity, "failed", reason="the worker ended without a word")
+        if report.state == "failed" and self._interrupts and attempt.failures < self.retries:
+            # It would have been tried again.
+            report = dataclasses.replace(report, state="stopped")
+        if report.state == "failed" and slot in self.slots and slot.share.gpus and report.cause not in ("user", "disk"):
+            # After some errors CUDA gives nothing but errors in the same process.
+            self._end(slot)
         if report.state == "elsewhere":
             attempt.not_before = time.monotonic() + _BUSY_ELSEWHERE_SECONDS
             waiting.append(attempt)
@@ -472,9 +520,9 @@ class Pool:
             if time.monotonic() - slot.heard > self.timeout and slot.attempt is not None:
                 reason = f"no finished epoch in {self.timeout:g} s (--trial-timeout)"
                 slot.last = Report(slot.attempt.job.identity, "failed", reason=reason)
-                host, process = slot.process
+                node, process = slot.process
                 # Ray asks a process to end itself; one that hangs may not hear it.
-                if host == socket.gethostname() and process:
+                if process and node == ray.get_runtime_context().get_node_id():
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(process, signal.SIGKILL)
                 self._end(slot)

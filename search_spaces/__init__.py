@@ -17,6 +17,7 @@ A search has, in place of trials, cell, ROWS and COLUMNS,
 
     suggest(trial, base) one configuration, chosen with Optuna's `trial.suggest_...`
     TRIALS, GENERATION   how many, and how many of them are chosen at a time
+    AROUND               fields that are varied around the base's value, so that `--set` moves the range
 
 A union of studies has `STUDIES`, their names. Trials that several of them ask for are trained once.
 """

@@ -6,6 +6,7 @@ from clar.config import AUGMENTATIONS, TrialConfig
 
 SETTINGS = {"input": "spectrogram", "loss": "self_supervised"}
 TRIALS, GENERATION = 48, 8
+AROUND = ("learning_rate", "batch_size")
 
 
 def suggest(trial: Any, base: TrialConfig) -> TrialConfig:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.running import TINY, Command, runs, wait_for
 
-LONG = [argument.replace("epochs=2", "epochs=150") for argument in TINY]
+LONG = [argument.replace("epochs=2", "epochs=80") for argument in TINY]
 
 TEMPERATURES = '''"""Six temperatures."""
 
@@ -91,30 +91,38 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, small_cache: Path) -> 
     (command.folder / "temperatures.py").write_text(TEMPERATURES)
     command.sweep("study.py", *LONG)
     command.sweep("temperatures.py", *HALVING)
+    command.sweep("hyperparameters", *SEARCH)
     return command
 
 
-HALVING = [*(argument.replace("epochs=2", "epochs=40") for argument in TINY), "--halving", "--rungs", "8,20"]
+SEARCH = [
+    *(argument.replace("epochs=2", "epochs=16") for argument in TINY), "--halving", "--rungs", "4", "--trials", "8",
+    "--generation", "4",
+]  # fmt: skip
+HALVING = [*(argument.replace("epochs=2", "epochs=24") for argument in TINY), "--halving", "--rungs", "6,12"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("study", "arguments"), [("study", LONG), ("temperatures", HALVING)])
+@pytest.mark.parametrize(
+    ("study", "arguments"), [("study", LONG), ("temperatures", HALVING), ("hyperparameters", SEARCH)]
+)
 def test_a_killed_driver_is_no_loss(command: Command, undisturbed: Command, study: str, arguments: list[str]) -> None:
-    """SIGKILL at seeded random moments, with its workers or without; then to the end."""
+    """SIGKILL at seeded random moments; then to the end."""
     (command.folder / "temperatures.py").write_text(TEMPERATURES)
     moments = random.Random(f"{study} 0")
-    for _ in range(3):
+    name = study if study == "hyperparameters" else f"{study}.py"
+    for _ in range(2):
         before = newest_checkpoint(command)
-        process = command.start("clar.sweep", f"{study}.py", *arguments, "--storage", str(command.storage))
+        process = command.start("clar.sweep", name, *arguments, "--storage", str(command.storage))
 
         def moved(before: float = before) -> bool:
             return newest_checkpoint(command) > before
 
         wait_for(moved, process)
-        time.sleep(moments.uniform(0, 4))
+        time.sleep(moments.uniform(0, 2))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
-    command.sweep(f"{study}.py", *arguments)
+    command.sweep(name, *arguments)
     assert outputs(command, study) == outputs(undisturbed, study)
     assert any(count > 1 for count in trainings(command).values()), "nothing was under way when it was killed"
     parents, found = runs(command.storage, study)
@@ -204,6 +212,21 @@ def test_a_trial_that_keeps_failing_is_tried_again_and_reported(command: Command
     assert {run.info.run_name: run.info.status for run in found} == {
         "fade, learning_rate 1e+30, seed 0": "FAILED", "time_shift, learning_rate 0.001, seed 0": "FINISHED"
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_trial_without_enough_memory_is_tried_again_alone(command: Command) -> None:
+    """An encoder that no machine has the memory for; the other trial goes on beside it."""
+    source = (command.folder / "study.py").read_text()
+    large = source.replace("(name,))", '(name,), encoder_width=10**6 if name == "fade" else 2)')
+    (command.folder / "large.py").write_text(large)
+    tiny = [argument for argument in TINY if argument != "encoder_width=2"]
+    tiny.remove("--set")
+    output = command.sweep("large.py", *tiny, "--retries", "1", code=1)
+    assert re.search(r"fade, encoder_width 1000000, seed 0 failed: .*can't allocate memory", output)
+    assert re.search(r"│ time_shift +│ +\d", output)
+    (log,) = (log.read_text() for log in command.storage.glob("trials/*/log.txt") if "Traceback" in log.read_text())
+    assert log.count("Traceback") == 2
 
 
 @pytest.fixture
