@@ -220,8 +220,8 @@ def test_a_trial_without_enough_memory_is_tried_again_alone(command: Command) ->
     source = (command.folder / "study.py").read_text()
     large = source.replace("(name,))", '(name,), encoder_width=10**6 if name == "fade" else 2)')
     (command.folder / "large.py").write_text(large)
-    tiny = [argument for argument in TINY if argument != "encoder_width=2"]
-    tiny.remove("--set")
+    place = TINY.index("encoder_width=2")
+    tiny = TINY[: place - 1] + TINY[place + 1 :]
     output = command.sweep("large.py", *tiny, "--retries", "1", code=1)
     assert re.search(r"fade, encoder_width 1000000, seed 0 failed: .*can't allocate memory", output)
     assert re.search(r"│ time_shift +│ +\d", output)
