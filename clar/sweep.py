@@ -148,17 +148,16 @@ def main(
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
         configs = [c for study in chosen.studies for base in bases[study.name] for c in study.plan(base, 1, fields)]
         first = bases[chosen.studies[0].name]
-        stops = (
-            {base.dataset: Halving.of(base, _rungs(rungs), 0.5 if keep is None else keep) for base in first}
-            if halving
-            else {}
-        )
+        share = 0.5 if keep is None else keep
+        stops = {base.dataset: Halving.of(base, _rungs(rungs), share) for base in first if halving}
         searches = [
             Searching(study, base, tuple(part.strip() for part in (objectives or "valid_top1").split(",")),
                       trials or study.search.trials, generation or study.search.generation, tuple(fields))
             for study in chosen.studies if study.search for base in bases[study.name]
         ]  # fmt: skip
         used = list(dict.fromkeys(base.dataset for base in first))
+        if data_root and not any(map(datasets.takes_root, used)):
+            raise UserError(f"--data-root {data_root}: {', '.join(used)} take no folder; leave it out")
         missing = [one for one in used if not datasets.built(one)]
         if dry_run and data_root is None and missing:
             _show_unprepared(chosen, configs, slots, missing, console)
@@ -166,8 +165,6 @@ def main(
         place = storage_path(storage, make=not dry_run)
         before_data = time.time()
         stores = {one: datasets.load(one, data_root if datasets.takes_root(one) else None) for one in used}
-        if data_root and not any(map(datasets.takes_root, used)):
-            raise UserError(f"--data-root {data_root}: {', '.join(used)} take no folder; leave it out")
         data_seconds = time.time() - before_data
         more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
         plan = Plan(

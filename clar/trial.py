@@ -353,7 +353,11 @@ class Pool:
         if running:
             self.say(f"stopping: {running} trials write their checkpoints; Ctrl-C again stops at once")
         for slot in self._busy():
-            slot.actor.stop.remote()
+            if slot.placed():
+                slot.actor.stop.remote()
+            else:
+                # It has begun nothing, and may never be heard of.
+                self._end(slot)
 
     def _busy(self) -> list[_Slot]:
         return [slot for slot in self.slots if slot.attempt is not None]
