@@ -487,7 +487,7 @@ def _markdown(text: str) -> str:
 
     Underscores within a word start nothing and stay: `pitch_shift`.
     """
-    return re.sub(r"[\\`*\[\]<>~$|]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)", r"\\\g<0>", _one_line(text))
+    return re.sub(r"[\\`*\[\]<>~$|]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _one_line(text))
 
 
 _LATEX = {

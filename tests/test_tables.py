@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -273,6 +273,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_siz
 
 
 @settings(max_examples=60, deadline=None)
+@example(["__0__", "a__b"], ["_c_d_"])
 @given(st.lists(NAMES, min_size=1, max_size=4, unique_by=one_line), st.lists(NAMES, min_size=1, max_size=4))
 def test_any_name_comes_through_markdown_and_latex(rows: list[str], columns: list[str]) -> None:
     names = [one_line(name) for name in columns]
