@@ -152,6 +152,16 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(command: Command, undisturbe
     assert any(log.rstrip().endswith("stopped") for log in logs)
     parents, found = runs(command.storage, "study")
     assert [run.info.status for run in (*parents, *found)].count("RUNNING") == 0
+    # Twice stops at once.
+    before = newest_checkpoint(command)
+    process = command.start("clar.sweep", "study.py", *LONG, "--storage", str(command.storage))
+    wait_for(lambda: newest_checkpoint(command) > before, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
     command.sweep("study.py", *LONG)
     assert outputs(command, "study") == outputs(undisturbed, "study")
 
