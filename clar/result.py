@@ -210,9 +210,20 @@ class TrialFolder:
         write_json(self.path / "epochs.json", [asdict(record) for record in epochs])
 
     def epochs(self) -> list[EpochRecord]:
-        """The finished epochs so far."""
+        """The finished epochs so far.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.path / "epochs.json"
-        return [EpochRecord(**record) for record in json.loads(path.read_text())] if path.exists() else []
+        try:
+            return [EpochRecord(**record) for record in json.loads(path.read_text())]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete it, and the trial goes on from its checkpoint"
+            ) from error
 
     def write_result(self, result: TrialResult) -> None:
         """The last write of a trial: from here on it is done."""
