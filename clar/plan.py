@@ -118,6 +118,8 @@ class Plan:
              for study, bases in self.bases.items()],
             [[name, halving.rungs, halving.keep] for name, halving in self.halving.items()],
             [[search.objectives, search.generation] for search in self.searches],
+            # A plain run shows fewer seeds than one that has added some: neither table takes the other's place.
+            self.precision is not None,
             # Two files of a user's may have one name.
             str(self.space.path) if self.space.path else "",
         ]  # fmt: skip
@@ -150,7 +152,8 @@ class Plan:
         base_of: dict[str, TrialConfig] = {}
         for member in self.members:
             if member.study is study:
-                name = f"{study.name}, {study.table(member.config)}, {group_of(member.config)}"
+                group, table = group_of(member.config), study.table(member.config)
+                name = f"{study.name}, {group}" if table == member.config.dataset else f"{study.name}, {table}, {group}"
                 cell = " / ".join(
                     part
                     for part, (_, values) in zip(study.cell(member.config), (study.rows, study.columns), strict=True)

@@ -95,8 +95,8 @@ class Study:
         """
         try:
             return function(*arguments)
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(f"study {self.name}: {part}: {error}") from error
         except Exception as error:
             raise UserError(f"study {self.name}: {part} fails with {type(error).__name__}: {error}") from error
 

@@ -146,27 +146,34 @@ def main(
             for study in chosen.studies
         }
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
-        configs = [c for study in chosen.studies for base in bases[study.name] for c in study.plan(base, 1, fields)]
+        titles = [
+            f"{base.dataset}: {config.title(base)}"
+            for study in chosen.studies for base in bases[study.name] for config in study.plan(base, 1, fields)
+        ]  # fmt: skip
         first = bases[chosen.studies[0].name]
         share = 0.5 if keep is None else keep
         stops = {base.dataset: Halving.of(base, _rungs(rungs), share) for base in first if halving}
+        goals = tuple(part.strip() for part in (objectives or "valid_top1").split(","))
+        if not slots.gpus and "gpu_seconds" in goals:
+            console.print("there is no GPU here: the cost is train_seconds in place of gpu_seconds")
+            goals = tuple("train_seconds" if goal == "gpu_seconds" else goal for goal in goals)
         searches = [
-            Searching(study, base, tuple(part.strip() for part in (objectives or "valid_top1").split(",")),
+            Searching(study, base, goals,
                       trials or study.search.trials, generation or study.search.generation, tuple(fields))
             for study in chosen.studies if study.search for base in bases[study.name]
         ]  # fmt: skip
+        more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
         used = list(dict.fromkeys(base.dataset for base in first))
         if data_root and not any(map(datasets.takes_root, used)):
             raise UserError(f"--data-root {data_root}: {', '.join(used)} take no folder; leave it out")
         missing = [one for one in used if not datasets.built(one)]
         if dry_run and data_root is None and missing:
-            _show_unprepared(chosen, configs, slots, missing, console)
+            _show_unprepared(chosen, titles, slots, missing, console)
             return 0
         place = storage_path(storage, make=not dry_run)
         before_data = time.time()
         stores = {one: datasets.load(one, data_root if datasets.takes_root(one) else None) for one in used}
         data_seconds = time.time() - before_data
-        more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
         plan = Plan(
             chosen, bases, place, stores, seeds, tuple(fields), tuple(accept_version or ()), stops, searches, more
         )
@@ -296,14 +303,12 @@ def _measure_on_cluster(gpu: bool) -> Callable[[packing.Request], packing.Answer
     return lambda request: trial.measure(request, gpu)
 
 
-def _show_unprepared(
-    chosen: Space, configs: list[TrialConfig], slots: Slots, missing: list[str], console: Console
-) -> None:
+def _show_unprepared(chosen: Space, titles: list[str], slots: Slots, missing: list[str], console: Console) -> None:
     """The trials of a sweep whose data are not there yet, so that none can be done."""
-    trials = f"{len(configs)} trials, without seeds" if configs else "a search"
+    trials = f"{len(titles)} trials, without seeds" if titles else "a search"
     console.print(f"{chosen.name}: {trials}; {slots}", markup=False)
-    for config in configs:
-        console.print(f"  to do  {config.dataset}: {config.title()}", markup=False)
+    for title in titles:
+        console.print(f"  to do  {title}", markup=False)
     console.print(
         f"{', '.join(missing)}: not prepared on this machine; the first run does that, or says how", markup=False
     )
