@@ -88,6 +88,8 @@ def _one_process(rank: int, world: int, folder: str) -> None:
         value /= world
     if rank == 0:
         torch.save({"loss": mean_loss, "grad": weight.grad}, f"{folder}/result.pt")
+    # Together: gloo's threads abort a process that leaves while another still talks to it.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
