@@ -214,18 +214,15 @@ class Plan:
         return {identity for halving in self.halving.values() for identity in halving.cut(folders)}
 
     def title(self, folder: TrialFolder) -> str:
-        """A trial in a few words, with all that it does not share with the others."""
-        return self._title(folder)
-
-    def titles(self) -> dict[str, str]:
-        """The trials in a few words, by identity; the data set is named where there are several."""
-        return {identity: self._title(folder) for identity, folder in self.folders.items()}
-
-    def _title(self, folder: TrialFolder) -> str:
+        """A trial in a few words: what it does not share with the others, its data set where there are several."""
         if folder.identity not in self._titles:
             where = f"{folder.config.dataset}: " if len(self.stores) > 1 else ""
             self._titles[folder.identity] = where + folder.config.title(self._base(folder.config))
         return self._titles[folder.identity]
+
+    def titles(self) -> dict[str, str]:
+        """The trials in a few words, by identity."""
+        return {identity: self.title(folder) for identity, folder in self.folders.items()}
 
     def _base(self, config: TrialConfig) -> TrialConfig:
         return next(base for bases in self.bases.values() for base in bases if base.dataset == config.dataset)
@@ -279,9 +276,7 @@ def check_ways(space: Space, seeds: int, options: dict[str, Any]) -> None:
     Raises:
         UserError: they cannot.
     """
-    needed = {
-        "budget": "precision", "rungs": "halving", "keep": "halving",
-    }  # fmt: skip
+    needed = {"budget": "precision", "rungs": "halving", "keep": "halving"}
     for option, other in needed.items():
         if options[option] is not None and not options[other]:
             raise UserError(f"--{option} {options[option]}: says how to do --{other}; name both")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -146,10 +146,7 @@ def main(
             for study in chosen.studies
         }
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
-        titles = [
-            f"{base.dataset}: {config.title(base)}"
-            for study in chosen.studies for base in bases[study.name] for config in study.plan(base, 1, fields)
-        ]  # fmt: skip
+        planned = [(base, study.plan(base, 1, fields)) for study in chosen.studies for base in bases[study.name]]
         first = bases[chosen.studies[0].name]
         share = 0.5 if keep is None else keep
         stops = {base.dataset: Halving.of(base, _rungs(rungs), share) for base in first if halving}
@@ -168,6 +165,7 @@ def main(
             raise UserError(f"--data-root {data_root}: {', '.join(used)} take no folder; leave it out")
         missing = [one for one in used if not datasets.built(one)]
         if dry_run and data_root is None and missing:
+            titles = [f"{base.dataset}: {config.title(base)}" for base, configs in planned for config in configs]
             _show_unprepared(chosen, titles, slots, missing, console)
             return 0
         place = storage_path(storage, make=not dry_run)
@@ -230,7 +228,7 @@ class Slots:
         gpus = default if gpus_text is None or auto else _number(gpus_text)
         if gpus > total_gpus:
             raise UserError(f"--gpus-per-trial {gpus:g}: there are {total_gpus} GPUs here; ask for fewer")
-        by_gpu = (total_gpus // int(gpus) if gpus >= 1 else total_gpus * int(1 / gpus)) if gpus else total_cpus
+        by_gpu = _fitting(gpus, total_gpus) if gpus else total_cpus
         if cpus is None:
             cpus = max(1, min(4, total_cpus // by_gpu)) if gpus else 1
         if cpus > total_cpus:
@@ -239,16 +237,17 @@ class Slots:
 
     def capacity(self, share: Share) -> int:
         """How many trials of a share run at a time."""
-        by_gpu = (
-            (self.total_gpus // int(share.gpus) if share.gpus >= 1 else self.total_gpus * int(1 / share.gpus))
-            if share.gpus
-            else self.total_cpus
-        )
+        by_gpu = _fitting(share.gpus, self.total_gpus) if share.gpus else self.total_cpus
         return max(1, min(by_gpu, self.total_cpus // share.cpus))
 
     def __str__(self) -> str:
         gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
         return f"{self.count} at a time, each {self.cpus} CPU{gpu}"
+
+
+def _fitting(gpus: float, total: int) -> int:
+    """How many trials that take so much of one GPU, or so many, all of them hold."""
+    return total // int(gpus) if gpus >= 1 else total * int(1 / gpus)
 
 
 def _number(text: str) -> float:
@@ -507,12 +506,10 @@ class _LazyPool:
 
     def __init__(self, driver: _Driver, address: str | None) -> None:
         self.driver, self.address = driver, address
-        self.stack: Any = None
+        self.stack = ExitStack()
+        self.pool: Any = None
 
     def __enter__(self) -> "_LazyPool":
-        from contextlib import ExitStack
-
-        self.stack = ExitStack()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -521,7 +518,7 @@ class _LazyPool:
 
     def release(self) -> None:
         """End the workers that have nothing to do."""
-        if hasattr(self, "pool"):
+        if self.pool:
             self.pool.release()
 
     def run(self, jobs: list[Any]) -> str:
@@ -529,7 +526,7 @@ class _LazyPool:
         from clar import trial
 
         driver = self.driver
-        if not hasattr(self, "pool"):
+        if not self.pool:
             driver.watch.start()
             driver.watch.tracker.begin()
             slots = driver.shares.slots
