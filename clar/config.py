@@ -271,7 +271,8 @@ class TrialConfig(BaseModel):
 class Runtime:
     """What a trial is given to run with. None of it changes what the trial is, so none of it enters its identity.
 
-    `threads` are torch's; with another number the last bits of a result may differ.
+    `threads` are torch's; with another number the last bits of a result may differ. `gpu_share` is the trial's part of
+    its GPU, above 0 to 1: so much of the GPU's energy is its own.
     """
 
     device: str
@@ -279,6 +280,7 @@ class Runtime:
     storage: Path
     store: Path
     code_version: str
+    gpu_share: float = 1.0
 
 
 # Released code, epochs over its four GPUs together: a step here sees as many clips as a step there.

@@ -2,18 +2,41 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
 from clar.result import SweepFolder, TrialFolder, TrialResult
-from clar.rounds import Goal, Halving, Precision, Rounds, group_of
+from clar.rounds import Budget, Goal, Halving, Interval, Precision, Rounds, group_of
 from clar.search import Searching
 from clar.space import Space, Study
+
+
+class DataSet(Protocol):
+    """What a plan asks of a data set; a `ClipStore` is one."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    def split(self, name: str, /) -> Sized: ...  # noqa: D102
+
+
+class RecordedData(NamedTuple):
+    """A data set as a sweep has recorded it: to look at results, the clips themselves need not be there."""
+
+    path: Path
+    fingerprint: str
+    training_clips: int
+
+    def split(self, name: str, /) -> Sized:
+        """As many indices as the training split has; no other was recorded."""
+        return range({"train": self.training_clips}[name])
 
 
 class Member(NamedTuple):
@@ -45,7 +68,7 @@ class Plan:
     space: Space
     bases: dict[str, list[TrialConfig]]
     storage: Path
-    stores: dict[str, ClipStore]
+    stores: Mapping[str, DataSet]
     seeds: int = 1
     chosen: tuple[str, ...] = ()
     accepted: tuple[int, ...] = ()
@@ -147,6 +170,16 @@ class Plan:
             for study in self.space.studies:
                 yield from self._more_seeds(study, self.precision)
 
+    def replay(self) -> int | None:
+        """Go through the rounds as far as the storage answers them; the number of the first that is open, if any.
+
+        Searches, early stopping and added seeds are then where their driver has brought them.
+        """
+        for number, goals in enumerate(self.rounds(), 1):
+            if not all(goal.reached() for goal in goals):
+                return number
+        return None
+
     def _more_seeds(self, study: Study, precision: Precision) -> Iterator[list[Goal]]:
         tables: dict[str, dict[str, list[TrialFolder]]] = {}
         base_of: dict[str, TrialConfig] = {}
@@ -243,25 +276,114 @@ class Plan:
         Args:
             state: `running`, `done`, `failed` or `interrupted`.
             code_version: of this driver.
-            more: `note`, `files` and `clock`; what is not given stays as an earlier driver left it.
+            more: `note`, `files`, `clock` and `wall_seconds`; what is not given stays as an earlier driver left it.
         """
         first = next(iter(self.bases.values()))[0]
         known = self.output.read() or {}
+        # Found done when first asked for, a trial was saved; found done by a later run of the command, it is its own.
+        before, reused = set(known.get("trials", ())), dict(known.get("reused", {}))
+        for identity, folder in self.folders.items():
+            if identity not in before and self.result(folder) is not None:
+                reused[identity] = folder.run_token()
         self.output.write(
             {
-                **{name: known[name] for name in ("note", "files", "clock") if name in known},
+                **{name: known[name] for name in ("note", "files", "clock", "wall_seconds") if name in known},
                 "name": self.space.name,
+                "summary": self.space.summary,
                 "key": self.output.key,
                 "dataset": self.datasets,
                 "base": first.model_dump(mode="json"),
                 "code_version": code_version,
                 "trials": list(self.folders),
                 "titles": self.titles(),
+                "axes": self.axes(),
                 "cut": sorted(self.cut()),
+                "reused": reused,
+                "recipe": self.recipe(),
                 "state": state,
                 **more,
             }
         )
+
+    def axes(self) -> dict[str, dict[str, str]]:
+        """What tells the trials apart, by identity: row and column of their tables, or what a search has chosen."""
+        found: dict[str, dict[str, str]] = {identity: {} for identity in self.folders}
+        for member in self.members:
+            if not member.study.search:
+                names = (member.study.rows[0], member.study.columns[0])
+                found[member.folder.identity].update(zip(names, member.study.cell(member.config), strict=True))
+        for search in self.searches:
+            for candidate in search.candidates:
+                for folder in candidate.folders:
+                    found[folder.identity].update({name: str(value) for name, value in candidate.chosen.items()})
+        return found
+
+    def recipe(self) -> dict[str, Any]:
+        """All that the plan is made of, as JSON values; `restore` makes it again."""
+        return {
+            "space": str(self.space.path or self.space.name),
+            "bases": {name: [base.differences() for base in bases] for name, bases in self.bases.items()},
+            "data": {
+                name: [str(store.path), store.fingerprint, self._training_clips[name]]
+                for name, store in self.stores.items()
+            },
+            "seeds": self.seeds,
+            "chosen": self.chosen,
+            "accepted": self.accepted,
+            "halving": {name: [halving.rungs, halving.keep] for name, halving in self.halving.items()},
+            "searches": [
+                [search.study.name, search.base.differences(), search.objectives, search.trials, search.generation]
+                for search in self.searches
+            ],
+            "precision": self.precision
+            and [self.precision.points, self.precision.budget and asdict(self.precision.budget)],
+        }
+
+
+def restore(storage: Path, recipe: Mapping[str, Any], space: Space, interval: Interval) -> Plan:
+    """The plan of a sweep from its recipe, to look at; searches and the like are to be replayed.
+
+    Args:
+        storage: where the trials lie.
+        recipe: see `Plan.recipe`.
+        space: what it names.
+        interval: of `Precision`.
+
+    Raises:
+        UserError: the recipe is of another version of the code, or the study's file has changed since.
+    """
+    try:
+        bases = {name: [TrialConfig(**fields) for fields in group] for name, group in recipe["bases"].items()}
+        stores = {
+            name: RecordedData(Path(path), fingerprint, clips)
+            for name, (path, fingerprint, clips) in recipe["data"].items()
+        }
+        studies = {study.name: study for study in space.studies}
+        if set(studies) != set(bases):
+            raise UserError(f"its studies were {', '.join(bases)}, and are {', '.join(studies)} now")
+        chosen = tuple(recipe["chosen"])
+        return Plan(
+            space, bases, storage, stores, recipe["seeds"], chosen, tuple(recipe["accepted"]),
+            halving={name: Halving(tuple(rungs), keep) for name, (rungs, keep) in recipe["halving"].items()},
+            searches=[
+                Searching(studies[name], TrialConfig(**fields), tuple(objectives), trials, generation, chosen)
+                for name, fields, objectives, trials, generation in recipe["searches"]
+            ],
+            precision=_precision(recipe["precision"], interval),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"the sweep {space.name} cannot be planned again as it was ({reason}); "
+            f"run `python -m clar.sweep {space.path or space.name}` with its options once more: what is done stays done"
+        ) from error
+
+
+def _precision(content: Any, interval: Interval) -> Precision | None:
+    if content is None:
+        return None
+    points, budget = content
+    return Precision(points, Budget(**budget) if budget else None, interval)
 
 
 def check_ways(space: Space, seeds: int, options: dict[str, Any]) -> None:

@@ -53,8 +53,14 @@ class TrialResult:
     """What a finished trial found. Accuracies are shares, 0 to 1; seconds count over all restarts.
 
     `valid_top1` chose the probe's penalty; test was looked at once, after that. `head_test_top1` is the trained head's
-    own accuracy, None for a self-supervised trial, whose head knows no classes. Epochs and seconds are the trial's own,
+    own accuracy, None for a self-supervised trial, whose head knows no classes. Epochs and costs are the trial's own,
     without those of its pre-training, which is another trial.
+
+    `train_seconds` run from the start to the saved encoder: training, its probes, checkpoints, and not the probe's
+    scores on test, nor what a killed process had done since its last checkpoint. The other costs count the same.
+    `cpu_seconds` are the process's, all threads together. `energy_joules` are what `clar.meter` counts, None where the
+    trial's device reported none, if only for a part of the time. Results from before these two were counted have
+    neither.
     """
 
     test_top1: float
@@ -66,18 +72,21 @@ class TrialResult:
     train_seconds: float
     gpu_seconds: float
     epochs: tuple[EpochRecord, ...]
+    cpu_seconds: float | None = None
+    energy_joules: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """The final numbers by name, those that there are."""
         return {name: value for name, value in asdict(self).items() if name != "epochs" and value is not None}
 
     def same_as(self, other: "TrialResult") -> bool:
-        """Whether both runs found the same, to the last bit; how long they took does not count."""
+        """Whether both runs found the same, to the last bit; what they cost does not count."""
         return self._found() == other._found()
 
     def _found(self) -> dict[str, Any]:
         content = asdict(self)
-        del content["train_seconds"], content["gpu_seconds"]
+        for cost in ("train_seconds", "gpu_seconds", "cpu_seconds", "energy_joules"):
+            del content[cost]
         for record in content["epochs"]:
             del record["clips_per_second"]
         return content

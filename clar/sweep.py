@@ -341,11 +341,10 @@ def _show(plan: Plan, shares: Shares, waiting: str, console: Console) -> None:
 
 def _replay(plan: Plan) -> str:
     """Go through the rounds that the storage has answers to; what can be said of those after."""
-    for number, goals in enumerate(plan.rounds(), 1):
-        if not all(goal.reached() for goal in goals):
-            more = plan.halving or plan.searches or plan.precision
-            return f"round {number} is next; what comes after it depends on its results" if more else ""
-    return ""
+    number = plan.replay()
+    if number is None or not (plan.halving or plan.searches or plan.precision):
+        return ""
+    return f"round {number} is next; what comes after it depends on its results"
 
 
 @contextmanager
@@ -440,6 +439,7 @@ class _Driver:
                 storage=self.plan.storage,
                 store=self.plan.stores[folder.config.dataset].path,
                 code_version=self.version,
+                gpu_share=min(1.0, share.gpus or 1.0),
             ),
             share=share,
             after=parent.identity if parent else None,

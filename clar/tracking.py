@@ -18,6 +18,7 @@ A trial's run is FINISHED once it has its result, RUNNING while a driver is at w
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -61,6 +62,17 @@ _TELL_SECONDS = 20.0
 """How long the end of a sweep waits for a server that is there, without a word."""
 
 _STATUS = {"done": "FINISHED", "running": "RUNNING", "failed": "FAILED", "cut": "KILLED", "stopped": "KILLED"}
+_SWEEP_FILE = "sweep.json"
+_RUN_NOTE, _EXPERIMENT_NOTE = 7_500, 18_000
+"""Characters; MLflow's tags take 8,000 and 20,000."""
+_MOST_AXES = 12
+_METRICS_SHOWN = ("test_top1", "test_top5", "valid_top1", "train_seconds")
+_VIEWS = {
+    # Only parents have the tag, and MLflow puts runs without it last.
+    "sweep": ("the sweep first", "tags.`clar.parent`", True),
+    "best": ("the best trial first", "metrics.`test_top1`", False),
+}
+"""Views of an experiment's runs: key, title, what they are sorted by, and whether upwards."""
 _TRIAL_FILES = ("config.json", "encoder.safetensors", "log.txt")
 
 # A tracking server may be away for a moment; SQLite may be locked by the MLflow UI. What is in the wrong in the storage
@@ -175,7 +187,7 @@ class Tracker:
         while self._wait(writer is None):
             try:
                 if writer is None:
-                    writer = _Writer(_connect(self.uri, self.sweep.storage), self.uri, self.sweep, self._wrote)
+                    writer = _Writer(connect(self.uri, self.sweep.storage), self.uri, self.sweep, self._wrote)
                     if self._begun:
                         writer.resume()
                 else:
@@ -232,7 +244,7 @@ class Tracker:
         with self._news:
             if self._away_since is None:
                 self._away_since = now
-            self._reason = _one_line(error)
+            self._reason = one_line(error)
             self._retry_at = now + (_HASTE_SECONDS if self._leaving else _RETRY_SECONDS)
             self._given_up = self._leaving and now - self._away_since > _PATIENCE_SECONDS
             first, self._said_away = not self._said_away, True
@@ -308,8 +320,41 @@ class _Writer:
 
     def resume(self) -> None:
         """The sweep is being driven, whatever became of an earlier driver."""
+        self._present()
+        # What it is, so that whoever has the server can read it while it runs.
+        _upload(self.client, self.parent, self.sweep.path, [_SWEEP_FILE])
         if self.client.get_run(self.parent).info.status != "RUNNING":
             self.client.update_run(self.parent, status="RUNNING")
+
+    def _present(self) -> None:
+        """How the experiment is to be looked at: its description, and the columns of its table of runs.
+
+        The UI shows neither parameters nor metrics by default, and folds the children. It can be told otherwise in one
+        way: by views that the experiment keeps, which a link opens, and its first line shows on every page.
+        """
+        axes = [
+            _param(name) for name in dict.fromkeys(name for one in self.about.get("axes", {}).values() for name in one)
+        ]
+        several = ["dataset"] if "," in self.about.get("dataset", "") else []
+        params = list(dict.fromkeys([*several, *axes[:_MOST_AXES], "seed"]))
+        columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in _METRICS_SHOWN]
+        tags = {}
+        for key, (title, order, ascending) in _VIEWS.items():
+            state = {
+                "orderByKey": order, "orderByAsc": ascending, "selectedColumns": columns,
+                "columnOrder": ["attributes.`Run Name`", *columns], "columnWidths": {"attributes.`Run Name`": 320},
+            }  # fmt: skip
+            view = {"name": title, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
+            tags[f"mlflow.sharedViewState.{key}"] = json.dumps(view)
+        where = f"#/experiments/{self.experiment}/runs?workflowType=machine_learning&viewStateShareKey="
+        links = " or ".join(f"[{title}]({where}{key})" for key, (title, *_) in _VIEWS.items())
+        about = f"{self.about.get('summary', '')} On {self.about.get('dataset', '')}.".strip()
+        note = shortened(self.about.get("note", ""), _EXPERIMENT_NOTE)
+        tags["mlflow.note.content"] = f"The runs as a table: {links}.\n\n{about}\n\n{note}"
+        known = self.client.get_experiment(self.experiment).tags
+        for name, value in tags.items():
+            if known.get(name) != value:
+                self.client.set_experiment_tag(self.experiment, name, value)
 
     def everything(self, live: bool) -> tuple[int, int]:
         """Write what is missing of the sweep; how many runs were written, and how many were up to date.
@@ -331,7 +376,7 @@ class _Writer:
             try:
                 folder = TrialFolder.open(self.sweep.storage, identity)
             except UserError as error:
-                self.faults[identity] = _one_line(error)
+                self.faults[identity] = one_line(error)
                 continue
             runs = found[identity]
             whole = len(runs) == 1 and _is_whole(runs[0], folder.run_token())
@@ -343,7 +388,7 @@ class _Writer:
             if run.info.status == "RUNNING" and not live:
                 self.client.set_terminated(run.info.run_id, "KILLED")
                 written += 1
-        return (written + 1, same) if self._end(live) else (written, same + 1)
+        return (written + 1, same) if self.end(live) else (written, same + 1)
 
     def settle(self, pending: Iterable[TrialFolder], deadline: float) -> None:
         """No run stays RUNNING when the sweep's only driver leaves off; then `pending`, while there is time."""
@@ -357,7 +402,7 @@ class _Writer:
                 self.trial(TrialFolder.open(self.sweep.storage, run.data.tags.get("clar.identity", "")), live=False)
             except UserError:
                 self.client.set_terminated(run.info.run_id, "KILLED")
-        self._end(live=False)
+        self.end(live=False)
         for folder in pending:
             if time.monotonic() > deadline:
                 return
@@ -378,7 +423,7 @@ class _Writer:
         except Exception as error:
             # Who is at fault, server or trial? The server is where it cannot even be asked for the experiment.
             self.client.get_experiment(self.experiment)
-            self.faults[folder.identity] = _one_line(error)
+            self.faults[folder.identity] = one_line(error)
             return False
         self.faults.pop(folder.identity, None)
         self.wrote()
@@ -436,7 +481,8 @@ class _Writer:
         run_id, status = run.info.run_id, _STATUS[state]
         tags = {"clar.state": state, **({"clar.failure": failure[:5000]} if failure else {})}
         tags = {name: value for name, value in tags.items() if run.data.tags.get(name) != value}
-        params = _missing(_params(folder.config.model_dump()), run.data.params)
+        axes = {_param(name): value for name, value in self.about.get("axes", {}).get(folder.identity, {}).items()}
+        params = _missing(axes | _params(folder.config.model_dump()), run.data.params)
         metrics = list(_metrics(result.epochs if result else folder.epochs(), self._epochs_written(run), result))
         if not tags and not params and not metrics and run.info.status == status:
             return False
@@ -447,7 +493,7 @@ class _Writer:
             if run.info.status != status:
                 self.client.update_run(run_id, status=status)
         else:
-            self._upload(run_id, folder.path, _TRIAL_FILES)
+            _upload(self.client, run_id, folder.path, _TRIAL_FILES)
             last = next(
                 folder.path / name
                 for name in ("result.json", "failure.json", "epochs.json", "config.json")
@@ -463,14 +509,15 @@ class _Writer:
         return max(metric.step for metric in self.client.get_metric_history(run.info.run_id, "train_loss"))
 
     @_patiently
-    def _end(self, live: bool) -> bool:
+    def end(self, live: bool) -> bool:
         """The parent run: note, files, clock and status; whether any was missing."""
         about, path = self.about, self.sweep.path
         files = [name for name in about.get("files", []) if (path / name).is_file()]
         clock = {name: float(value) for name, value in about.get("clock", {}).items() if value is not None}
         unfinished = "RUNNING" if live else "KILLED"
         status = {"done": "FINISHED", "failed": "FAILED"}.get(about.get("state", ""), unfinished)
-        note = about.get("note", "")
+        note = shortened(about.get("note", ""), _RUN_NOTE)
+        self._present()
         content = hashlib.sha256(json.dumps([note, clock, files], sort_keys=True).encode())
         for name in files:
             content.update((path / name).read_bytes())
@@ -479,7 +526,7 @@ class _Writer:
             # A sweep that goes on has no note yet: an earlier one stays.
             written = bool(note or files or clock) and run.data.tags.get("clar.written") != content.hexdigest()
             if written:
-                self._upload(self.parent, path, files)
+                _upload(self.client, self.parent, path, [*files, _SWEEP_FILE])
                 at = _milliseconds(path / "sweep.json")
                 self._log(self.parent, metrics=[(name, value, 0) for name, value in clock.items()], start=at)
                 tags = {"mlflow.note.content": note, "clar.written": content.hexdigest()}
@@ -528,20 +575,39 @@ class _Writer:
             tags=[RunTag(name, value) for name, value in (tags or {}).items()],
         )
 
-    def _upload(self, run_id: str, folder: Path, names: Iterable[str]) -> None:
-        """Those of a folder's files that there are, in one go: MLflow takes a folder, so they are linked into one."""
-        there = [name for name in names if (folder / name).is_file()]
-        if not there:
-            return
-        with tempfile.TemporaryDirectory(prefix="clar-mlflow-") as links:
-            for name in there:
-                link = Path(links) / name
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to((folder / name).absolute())
-            self.client.log_artifacts(run_id, links)
+
+def _upload(client: "MlflowClient", run_id: str, folder: Path, names: Iterable[str]) -> None:
+    """Those of a folder's files that there are, in one go: MLflow takes a folder, so they are linked into one."""
+    there = [name for name in names if (folder / name).is_file()]
+    if not there:
+        return
+    with tempfile.TemporaryDirectory(prefix="clar-mlflow-") as links:
+        for name in there:
+            link = Path(links) / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((folder / name).absolute())
+        client.log_artifacts(run_id, links)
 
 
-def _connect(uri: str, storage: Path) -> "MlflowClient":
+def write_parent(uri: str, sweep: SweepFolder) -> None:
+    """Write what the parent run of a sweep lacks: its note, files, clock and state.
+
+    Raises:
+        Exception: whatever MLflow raises where its store cannot be written.
+    """
+    _Writer(connect(uri, sweep.storage), uri, sweep).end(sweep.drivers_alive())
+
+
+def upload(uri: str, run_id: str, folder: Path, names: Iterable[str]) -> None:
+    """Write files below a folder to a run, under their names.
+
+    Raises:
+        Exception: whatever MLflow raises where its store cannot be written.
+    """
+    _upload(connect(uri, folder), run_id, folder, names)
+
+
+def connect(uri: str, storage: Path) -> "MlflowClient":
     """A client, its database made where there is none. Loads MLflow."""
     # MLflow's retries (7, up to 2 minutes each) are meant for jobs that have nothing else to do, and a request that is
     # sent again may make a run twice: the writer looks before it tries again.
@@ -609,6 +675,21 @@ def _metrics(epochs: Iterable[EpochRecord], known: int, result: TrialResult | No
             yield name, value, last.epoch if last else 0
 
 
+def shortened(markdown: str, most: int) -> str:
+    """As many whole paragraphs and tables as fit into so many characters."""
+    if len(markdown) <= most:
+        return markdown
+    end = markdown.rfind("\n\n", 0, most - 100)
+    return (
+        f"{markdown[: max(end, 0)]}\n\nThere is more than fits here: see the artifact report.html of the sweep's run."
+    )
+
+
+def _param(name: str) -> str:
+    """A name that MLflow takes for a parameter."""
+    return re.sub(r"[^\w./: -]", "_", name)[:250]
+
+
 def _params(fields: dict[str, Any]) -> dict[str, str]:
     """The fields as MLflow shows them: `fade > time_mask` rather than a Python tuple."""
     shown = {}
@@ -627,7 +708,8 @@ def _milliseconds(path: Path) -> int:
     return int(path.stat().st_mtime * 1000)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".removeprefix("UserError: ").split())[:300]
 
 
@@ -655,7 +737,7 @@ def sync(storage: Storage = Path("clar_runs"), tracking_uri: TrackingURI = None)
         return 0
     faults = 0
     try:
-        client = _connect(uri, place)
+        client = connect(uri, place)
         for sweep in sweeps:
             try:
                 writer = _Writer(client, uri, sweep)
@@ -669,7 +751,7 @@ def sync(storage: Storage = Path("clar_runs"), tracking_uri: TrackingURI = None)
             for identity, reason in writer.faults.items():
                 print(f"error: trial {identity} is not written: {reason}", file=sys.stderr)
     except Exception as error:
-        print(f"error: MLflow at {uri} cannot be written ({_one_line(error)}); the storage has all", file=sys.stderr)
+        print(f"error: MLflow at {uri} cannot be written ({one_line(error)}); the storage has all", file=sys.stderr)
         return 1
     return 1 if faults else 0
 

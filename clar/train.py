@@ -51,6 +51,7 @@ def run(
     until: int | None = None,
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
+    gpu_share: float = 1.0,
 ) -> TrialResult | None:
     """Train the trial of a folder, or go on with it, or read its result where it is done.
 
@@ -67,6 +68,7 @@ def run(
         until: return None once that many of its own epochs are finished; None: to the end.
         stop: asked before every step, and while waiting; when it says so, the trial stops with a checkpoint.
         wait: for another process that is at work on the trial.
+        gpu_share: the trial's part of its GPU, above 0 to 1, for the count of its energy.
 
     Raises:
         Elsewhere: another process is, and `wait` is off.
@@ -77,7 +79,7 @@ def run(
         return result
     pretraining = folder.pretraining()
     if pretraining and pretraining.result() is None:
-        run(pretraining, store, device, version, None, on_start, stop=stop, wait=wait)
+        run(pretraining, store, device, version, None, on_start, stop=stop, wait=wait, gpu_share=gpu_share)
         on_start = None
     with _held(folder, wait, stop):
         if (result := folder.result()) is not None:
@@ -105,8 +107,9 @@ def run(
         encoder = pretraining.path / trainer.ENCODER if pretraining else None
         try:
             result = trainer.train(
-                folder.config, store, device, folder.path, keep, pretrained=encoder, until=until, stop=stop
-            )
+                folder.config, store, device, folder.path, keep,
+                pretrained=encoder, until=until, stop=stop, gpu_share=gpu_share,
+            )  # fmt: skip
             if result is None:
                 log(f"paused after epoch {known}")
                 return None
@@ -181,6 +184,7 @@ def main(
         storage=storage_path(storage),
         store=store.path,
         code_version=code_version(),
+        gpu_share=min(1.0, gpus_per_trial or 1.0),
     )
     torch.set_num_threads(runtime.threads)
     console = Console(highlight=False, soft_wrap=True)
@@ -196,6 +200,7 @@ def main(
             runtime.device,
             runtime.code_version,
             lambda record: console.print(epoch_line(config, record)),
+            gpu_share=runtime.gpu_share,
         )
         assert result is not None  # no `until`
         return result

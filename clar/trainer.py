@@ -28,6 +28,7 @@ from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
 from clar.files import write_atomically
+from clar.meter import Cost, Meter
 from clar.result import EpochRecord, TrialResult
 from clar.seeds import generator
 
@@ -121,6 +122,7 @@ def train(
     pretrained: Path | None = None,
     until: int | None = None,
     stop: Callable[[], bool] | None = None,
+    gpu_share: float = 1.0,
 ) -> TrialResult | None:
     """Run one trial, or go on with it from its checkpoint.
 
@@ -144,6 +146,7 @@ def train(
         until: stop once that many of the trial's own epochs are finished, and return None; None, or as many as there
             are: to the end.
         stop: asked before every step; when it says so, the trial is checkpointed and stops.
+        gpu_share: the trial's part of its GPU, above 0 to 1, for the count of its energy.
 
     Raises:
         UserError: the data do not suffice for the configuration, the checkpoint is of another trial or damaged, or
@@ -152,7 +155,8 @@ def train(
         Stopped: `stop` said so.
     """
     weights = _pretrained_encoder(config, store, pretrained)
-    run = Run(config, store, torch.device(device), Path(checkpoint_dir) if checkpoint_dir else None)
+    folder = Path(checkpoint_dir) if checkpoint_dir else None
+    run = Run(config, store, torch.device(device), folder, gpu_share)
     if weights:
         run.model.encoder.load_state_dict(weights)
     run.restore()
@@ -186,16 +190,19 @@ class Run:
     store: ClipStore
     device: torch.device
     folder: Path | None
+    gpu_share: float = 1.0
     step: int = 0
     epoch_loss: float = 0.0
     epoch_seconds: float = 0.0
     seconds: float = 0.0
+    cost: Cost = field(default_factory=Cost)
     records: list[EpochRecord] = field(default_factory=list)
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=8))
 
     def __post_init__(self) -> None:
         config, store = self.config, self.store
         self.clock = time.monotonic()
+        self.meter = Meter(self.device, self.gpu_share)
         self.train_indices = store.split("train")
         self.steps_per_epoch = len(self.train_indices) // config.batch_size
         config.check_batch(len(self.train_indices))
@@ -270,10 +277,11 @@ class Run:
         return torch.cat([self.drawn_from[torch.randperm(count, generator=shuffle)] for _ in range(rounds)])
 
     def tick(self) -> None:
-        """Add the time since the last call to the trial's clock, which runs on across restarts."""
+        """Add time and cost since the last call to the trial's own, which run on across restarts."""
         now = time.monotonic()
         self.seconds += now - self.clock
         self.clock = now
+        self.cost += self.meter.read()
 
     def finish_epoch(self) -> Probed | None:
         """Probe the encoder where it is due, and write the epoch's record."""
@@ -333,6 +341,8 @@ class Run:
             train_seconds=self.seconds,
             gpu_seconds=self.seconds if self.device.type == "cuda" else 0.0,
             epochs=tuple(self.records),
+            cpu_seconds=self.cost.cpu_seconds,
+            energy_joules=self.cost.joules,
         )
 
     def head_accuracy(self, representation_NH: Tensor, labels_N: Tensor) -> float:
@@ -344,15 +354,17 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
+        self.tick()  # without a folder too: the meter wants to be read now and then
         if self.folder is None:
             return
-        self.tick()
         content = {
             "identity": self.config.identity(self.store.fingerprint),
             "step": self.step,
             "epoch_loss": self.epoch_loss,
             "epoch_seconds": self.epoch_seconds,
             "seconds": self.seconds,
+            "cpu_seconds": self.cost.cpu_seconds,
+            "energy_joules": self.cost.joules,
             "records": [asdict(record) for record in self.records],
             "recent": list(self.recent),
             "model": self.model.state_dict(),
@@ -376,6 +388,8 @@ class Run:
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.epoch_loss = content["step"], content["epoch_loss"]
         self.seconds, self.epoch_seconds = content["seconds"], content["epoch_seconds"]
+        # Older checkpoints count neither.
+        self.cost = Cost(content.get("cpu_seconds", 0.0), content.get("energy_joules"))
         self.records = [EpochRecord(**record) for record in content["records"]]
         self.recent.extend(content["recent"])
 

@@ -171,7 +171,7 @@ def _attempt(job: Job, tell: Callable[[Report], None], stop: Callable[[], bool])
             raise UserError(f"{store.path} has changed since the sweep was planned; run the command again")
         result = train.run(
             folder, store, runtime.device, runtime.code_version, after_epoch, start,
-            until=job.until, stop=stop, wait=False,
+            until=job.until, stop=stop, wait=False, gpu_share=runtime.gpu_share,
         )  # fmt: skip
     except train.Elsewhere:
         return report("elsewhere")
@@ -510,6 +510,9 @@ class Pool:
             return False
         if report.cause == "memory":
             attempt.alone = True
+            # And the GPU's energy is all its own.
+            runtime = dataclasses.replace(attempt.job.runtime, gpu_share=1.0)
+            attempt.job = dataclasses.replace(attempt.job, runtime=runtime)
             # After all others, when there is room for it to be alone.
             waiting.append(attempt)
         else:

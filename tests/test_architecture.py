@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHAIN = [
     ["errors"], ["files", "config"], ["seeds", "clips"], ["datasets"], ["vocoder"], ["augment"], ["features"],
-    ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result"], ["trainer"], ["space", "cli", "rounds"],
-    ["search"], ["plan"], ["tracking"], ["train", "embed"], ["packing"], ["trial"], ["sweep"],
+    ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
+    ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking"], ["train", "embed"], ["packing"], ["trial"],
+    ["sweep"],
 ]  # fmt: skip
 
 

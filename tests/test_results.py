@@ -1,5 +1,6 @@
 """The folders of a storage: what a trial and a sweep keep there, and what is found again."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -90,6 +91,29 @@ def test_result_and_epochs_are_read_anew_each_time(folder: TrialFolder) -> None:
     folder.write_result(RESULT)
     assert folder.epochs() == [RECORD]
     assert folder.result() == RESULT
+
+
+def test_what_a_trial_cost_is_kept_and_is_no_difference(folder: TrialFolder) -> None:
+    dear = dataclasses.replace(RESULT, cpu_seconds=3.5, energy_joules=70.25)
+    folder.write_result(dear)
+    assert folder.result() == dear
+    assert dear.same_as(RESULT)
+    assert not dear.same_as(dataclasses.replace(dear, test_top1=0.25))
+    assert {name: dear.metrics()[name] for name in ("cpu_seconds", "energy_joules")} == {
+        "cpu_seconds": 3.5, "energy_joules": 70.25,
+    }  # fmt: skip
+    assert dear.metrics().keys() - RESULT.metrics().keys() == {"cpu_seconds", "energy_joules"}
+
+
+def test_a_result_from_before_costs_were_counted_has_none(folder: TrialFolder) -> None:
+    folder.write_result(RESULT)
+    path = folder.path / "result.json"
+    content = json.loads(path.read_text())
+    del content["cpu_seconds"], content["energy_joules"]
+    path.write_text(json.dumps(content))
+    found = folder.result()
+    assert found == RESULT
+    assert (found.cpu_seconds, found.energy_joules) == (None, None)
 
 
 def test_a_failure_is_kept_until_the_trial_goes_on_and_counted(folder: TrialFolder) -> None:

@@ -17,6 +17,7 @@ from clar import losses, trainer
 from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
+from clar.meter import Cost
 from clar.result import EpochRecord
 from clar.seeds import derive, generator
 
@@ -56,6 +57,8 @@ def test_every_loss_and_input_learns_the_tones(tone_store: ClipStore, loss: str,
     assert records[-1].valid_top1 == result.valid_top1
     assert result.train_seconds > 0
     assert result.gpu_seconds == 0
+    assert result.cpu_seconds is not None
+    assert result.cpu_seconds > 0
 
 
 @pytest.mark.parametrize("loss", ["supervised", "self_supervised", "clar"])
@@ -309,6 +312,53 @@ def test_killed_anywhere_and_started_again_gives_the_same_bits(
         assert torch.equal(values["exp_avg_sq"], moments[1][index]["exp_avg_sq"])
 
 
+@pytest.mark.slow
+def test_a_killed_trial_s_cpu_seconds_are_those_of_all_its_parts(tone_store: ClipStore, tmp_path: Path) -> None:
+    config = TrialConfig(**{**SMALL, "epochs": 4})
+    _train_in_a_process(config, tone_store, tmp_path, 20)
+    first = torch.load(tmp_path / trainer.CHECKPOINT, weights_only=True)
+    began = time.process_time()
+    result = trainer.train(config, tone_store, checkpoint_dir=tmp_path)
+    second = time.process_time() - began
+    assert result is not None
+    assert result.cpu_seconds is not None
+    assert first["cpu_seconds"] > 0.05
+    # The second part's scores on test are not counted.
+    assert 0.5 * second < result.cpu_seconds - first["cpu_seconds"] <= second
+
+
+class CountedMeter:
+    """Each reading costs 1 CPU second and 2 J."""
+
+    def __init__(self, device: torch.device, gpu_share: float) -> None:
+        pass
+
+    def read(self) -> Cost:
+        return Cost(1.0, 2.0)
+
+
+@pytest.mark.parametrize("checkpoint", ["new", "old", "none"])
+def test_costs_run_on_from_the_checkpoint(
+    tone_store: ClipStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str
+) -> None:
+    undisturbed = trainer.train(TrialConfig(**SMALL), tone_store)
+    monkeypatch.setattr(trainer, "Meter", CountedMeter)
+    folder = None if checkpoint == "none" else tmp_path
+    if folder:
+        assert trainer.train(TrialConfig(**SMALL), tone_store, checkpoint_dir=folder, until=1) is None
+    if checkpoint == "old":
+        path = tmp_path / trainer.CHECKPOINT
+        content = torch.load(path, weights_only=True)
+        del content["cpu_seconds"], content["energy_joules"]
+        torch.save(content, path)
+    result = trainer.train(TrialConfig(**SMALL), tone_store, checkpoint_dir=folder)
+    assert result is not None
+    # Read after each of three epochs and at the end; an old checkpoint does not say what the first epoch took.
+    expected = {"new": (4.0, 8.0), "old": (3.0, None), "none": (4.0, 8.0)}
+    assert (result.cpu_seconds, result.energy_joules) == expected[checkpoint]
+    assert result.same_as(undisturbed)
+
+
 def _read_result(folder: Path) -> trainer.TrialResult:
     import json
 
@@ -325,3 +375,5 @@ def test_a_gpu_learns_the_tones_too(tone_store: ClipStore, tmp_path: Path, input
     result = trainer.train(config, tone_store, "cuda", tmp_path)
     assert result.test_top1 >= 0.7
     assert result.gpu_seconds == result.train_seconds > 0
+    assert result.energy_joules is not None
+    assert result.energy_joules > 0
