@@ -12,17 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.statistics import Agreement
+from analysis.statistics import Agreement, Effect
 from clar.files import write_atomically
 
 _STYLE: Any = {
@@ -56,6 +58,41 @@ _MOST_BANDS = 12
 _PLOT_WIDTH = 4.8
 _STATE_TEXTS = {"": "", "done": "–", "missing": "–"}
 
+# By place: marker, colour, and what fills the marker.
+_PLACES: dict[str, dict[str, Any]] = {
+    "first": {"marker": "o", "color": _COLOURS[0], "markerfacecolor": _COLOURS[0]},
+    "second": {"marker": "s", "color": _COLOURS[5], "markerfacecolor": "white"},
+}
+_VERDICTS: dict[str, dict[str, Any]] = {
+    "confirmed": {"marker": "o", "color": _COLOURS[0], "markerfacecolor": _COLOURS[0]},
+    "refuted": {"marker": "X", "color": _COLOURS[5], "markerfacecolor": _COLOURS[5]},
+    "undecided": {"marker": "D", "color": "0.3", "markerfacecolor": "white"},
+}
+_CLAIM_WIDTH = 46
+"""Characters of a claim's label on one line."""
+
+_MOST_MARKED_CLASSES = 35
+_WAVE_COLUMNS = 600
+_DEEPEST_DB = 80
+_HERTZ_TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+
+
+class _ClaimPart(Protocol):
+    """One row of a forest plot, see `claims`."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def effect(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def verdict(self) -> str: ...
+
 
 @dataclass
 class _Drawing:
@@ -81,11 +118,19 @@ def _drawing(path: Path, width: float, height: float) -> Iterator[_Drawing]:
         for kind, metadata in kinds:
             content = io.BytesIO()
             drawing.figure.savefig(content, format=kind, dpi=150, metadata=metadata)
+            # Laying out takes most of the time, and both files are to look the same.
+            drawing.figure.set_layout_engine("none")
             drawing.files.append(path.with_name(f"{path.name}.{kind}"))
             write_atomically(drawing.files[-1], content.getvalue())
 
 
-def heat_map(means: pd.DataFrame, title: str, path: Path, states: pd.DataFrame | None = None) -> list[Path]:
+def heat_map(
+    means: pd.DataFrame,
+    title: str,
+    path: Path,
+    states: pd.DataFrame | None = None,
+    marks: pd.DataFrame | None = None,
+) -> list[Path]:
     """The grid of accuracies as colours with their values, written as `path`.png and `path`.svg.
 
     Args:
@@ -94,6 +139,7 @@ def heat_map(means: pd.DataFrame, title: str, path: Path, states: pd.DataFrame |
         path: of the files, without suffix.
         states: of the same shape: what is said where there is no number, such as `cut` or `failed`; nothing where it is
             empty. Without it, a dash.
+        marks: of the same shape, booleans: values that get a dagger, since they cannot be told from the best.
 
     Returns:
         The files written.
@@ -114,10 +160,13 @@ def heat_map(means: pd.DataFrame, title: str, path: Path, states: pd.DataFrame |
             return drawing.files
         # Cividis rises evenly in lightness: the same order in grey and for every kind of colour vision.
         image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto", vmin=low, vmax=high)
+        any_marked = False
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
+                marked = marks is not None and bool(marks.iat[row, column])
+                any_marked |= marked
                 axes.text(
-                    column, row, f"{value:.1f}", ha="center", va="center",
+                    column, row, f"{value:.1f}†" if marked else f"{value:.1f}", ha="center", va="center",
                     color="black" if value > 0.55 * low + 0.45 * high else "white",
                     fontweight="bold" if math.isclose(value, high, rel_tol=1e-12) else "normal",
                 )  # fmt: skip
@@ -132,6 +181,8 @@ def heat_map(means: pd.DataFrame, title: str, path: Path, states: pd.DataFrame |
         axes.set_ylabel(_label(means.index.name))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
+        if any_marked:
+            drawing.figure.supxlabel("bold: best; †: cannot be told from it", x=0.01, ha="left", size="small")
         if known.size:
             bar = drawing.figure.colorbar(image, ax=axes, label="%", fraction=0.04)
             bar.outline.set_visible(False)
@@ -396,6 +447,259 @@ def rung_scatter(
         for axes in panels[len(rungs) :]:
             axes.remove()
     return drawing.files
+
+
+def effects(
+    effects: Sequence[Effect],
+    title: str,
+    path: Path,
+    xlabel: str = "effect on test top-1, percentage points",
+) -> list[Path]:
+    """What each augmentation adds, as dots with their intervals: a row an augmentation, as first and as second.
+
+    Args:
+        effects: differences of shares, -1 to 1, NaN where there is no effect or no interval; those of pairs are left
+            out.
+        title: above the picture.
+        path: of the files, without suffix.
+        xlabel: with the unit.
+
+    Returns:
+        The files written: `path`.png and `path`.svg.
+    """
+    effects = [one for one in effects if one.place in _PLACES]
+    names = list(dict.fromkeys(one.name for one in effects))
+    width = _PLOT_WIDTH + 1.5 + _inches(_labels(names))
+    with _drawing(path, width, 0.42 * max(len(names), 4) + 1.3) as drawing:
+        axes = drawing.figure.add_subplot()
+        axes.set_title(_title(title, _PLOT_WIDTH))
+        axes.set_xlabel(_label(xlabel, 60))
+        if not names:
+            _nothing(axes)
+            return drawing.files
+        axes.axvline(0, color="0.35", linewidth=1)
+        for number, (place, style) in enumerate(_PLACES.items()):
+            shown = [one for one in effects if one.place == place and math.isfinite(one.effect)]
+            rows = [names.index(one.name) + 0.26 * (number - 0.5) for one in shown]
+            for row, one in zip(rows, shown, strict=True):
+                axes.plot([100 * one.low, 100 * one.high], [row, row], color=style["color"], linewidth=1.4)
+            if shown:
+                axes.plot(
+                    [100 * one.effect for one in shown], rows, linestyle="none", markeredgewidth=1.3,
+                    label=f"as {place}", **style,
+                )  # fmt: skip
+        axes.set_yticks(range(len(names)), _labels(names))
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        # Stripes: the two dots of a row stand apart, and belong together.
+        for row in range(1, len(names), 2):
+            axes.axhspan(row - 0.5, row + 0.5, color="0.96", linewidth=0, zorder=0)
+        _legend(axes)
+    return drawing.files
+
+
+def claims(parts: Sequence[_ClaimPart], title: str, path: Path) -> list[Path]:
+    """A forest plot of claims: a row a part, its effect with the interval, and what became of it.
+
+    Args:
+        parts: `label`; `effect` and its 95 % interval, `low` and `high`, in the row's own `unit`, such as `percentage
+            points`, NaN where there is none; `verdict`: `confirmed`, `refuted` or `undecided`. Rows of one unit share a
+            panel.
+        title: above the picture.
+        path: of the files, without suffix.
+
+    Returns:
+        The files written: `path`.png and `path`.svg.
+    """
+    units = list(dict.fromkeys(part.unit for part in parts))
+    panels = [[part for part in parts if part.unit == unit] for unit in units]
+    labels = {part.label: _wrapped(part.label) for part in parts}
+    lines = [[labels[part.label].count("\n") + 1 for part in panel] for panel in panels]
+    # A row is as high as its label; inches.
+    heights = [[0.16 * max(count, 1) + 0.16 for count in panel] for panel in lines]
+    label_width = _inches(line for label in labels.values() for line in label.split("\n"))
+    width = label_width + _PLOT_WIDTH + 1.2
+    height = sum(map(sum, heights)) + 0.6 * max(len(units), 1) + 0.7
+    with _drawing(path, width, max(height, 2.2)) as drawing:
+        figure = drawing.figure
+        figure.suptitle(_title(title, width), x=0.01, ha="left", size="medium")
+        if not parts:
+            _nothing(figure.add_subplot())
+            return drawing.files
+        # A reader of the SVG has another font, which may be wider than the labels' space.
+        figure.get_layout_engine().set(w_pad=0.15)  # type: ignore[union-attr, call-arg]
+        axes_of = figure.subplots(len(units), 1, height_ratios=[sum(panel) for panel in heights], squeeze=False).ravel()
+        for axes, unit, panel, rows in zip(axes_of, units, panels, heights, strict=True):
+            places = np.cumsum(rows) - np.array(rows) / 2
+            axes.axvline(0, color="0.35", linewidth=1)
+            for part, place in zip(panel, places, strict=True):
+                style = _VERDICTS[part.verdict]
+                axes.plot([part.low, part.high], [place, place], color=style["color"], linewidth=1.4)
+                axes.plot([part.effect], [place], linestyle="none", markeredgewidth=1.3, markersize=7, **style)
+                axes.annotate(
+                    _estimate(part), (1, place), (10, 0), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", va="center", size="small",
+                )  # fmt: skip
+            axes.set_yticks(places, [labels[part.label] for part in panel], size="small")
+            axes.set_ylim(sum(rows), 0)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(False, axis="y")
+            axes.set_xlabel(_label(unit, 60))
+        handles = [
+            Line2D([], [], linestyle="none", markeredgewidth=1.3, markersize=7, label=verdict, **style)
+            for verdict, style in _VERDICTS.items()
+            if any(part.verdict == verdict for part in parts)
+        ]
+        figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+    return drawing.files
+
+
+def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str, path: Path) -> list[Path]:
+    """Embeddings on a plane, each class with its own colour and marker.
+
+    More than 35 classes go by colour alone, from dark to light in their order, as pitches do.
+
+    Args:
+        points: (N, 2); one with a NaN is left out.
+        labels: (N,) integers, positions in `classes`.
+        classes: their names.
+        title: above the picture.
+        path: of the files, without suffix.
+
+    Returns:
+        The files written: `path`.png and `path`.svg.
+    """
+    known = np.isfinite(points).all(axis=1) if len(points) else np.zeros(0, bool)
+    points, labels = points[known], labels[known]
+    present = [number for number in range(len(classes)) if (labels == number).any()]
+    marked = len(classes) <= _MOST_MARKED_CLASSES
+    names = _labels(classes[number] for number in present) if marked else []
+    columns = math.ceil(len(names) / _LEGEND_LINES)
+    width = 5.6 + columns * (0.5 + _inches(names)) if marked else 6.8
+    if not marked:
+        title = f"{title} (colour: the {len(classes)} classes in their order)"
+    with _drawing(path, width, 5.8) as drawing:
+        axes = drawing.figure.add_subplot()
+        axes.set_title(_title(title, 5.0))
+        axes.grid(False)
+        axes.spines[:].set_visible(True)
+        axes.spines[:].set_color("0.8")
+        if not present:
+            _nothing(axes)
+            return drawing.files
+        for number in present if marked else ():
+            style = _line_style(number)
+            axes.plot(
+                *points[labels == number].T, linestyle="none", marker=style["marker"], color=style["color"],
+                markeredgecolor="white", markeredgewidth=0.4, label=_legend_label(classes[number]),
+            )  # fmt: skip
+        if not marked:
+            dots = axes.scatter(
+                points[:, 0], points[:, 1], c=labels, cmap="cividis", vmin=0, vmax=len(classes) - 1, s=22,
+                edgecolor="white", linewidth=0.3,
+            )  # fmt: skip
+            _class_bar(drawing.figure, axes, dots, classes)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal", adjustable="datalim")
+        _legend(axes)
+    return drawing.files
+
+
+def before_after(
+    waveforms: tuple[np.ndarray, np.ndarray],
+    sample_rate: int,
+    spectrograms: tuple[np.ndarray, np.ndarray],
+    title: str,
+    path: Path,
+    hertz: np.ndarray | None = None,
+) -> list[Path]:
+    """What an augmentation does to a clip: before it and after it, waveform above and spectrogram below.
+
+    Both clips have the same scales. Colours go down to 80 dB below the loudest.
+
+    Args:
+        waveforms: before and after, each (T,) float, full scale 1.
+        sample_rate: hertz.
+        spectrograms: before and after, each (F, T') log power on the Mel scale, dB.
+        title: above the picture.
+        path: of the files, without suffix.
+        hertz: (F,) centres of the bins, ascending. None: the axis counts bins.
+
+    Returns:
+        The files written: `path`.png and `path`.svg.
+    """
+    with _drawing(path, 8.6, 4.8) as drawing:
+        figure = drawing.figure
+        figure.suptitle(_title(title, 8), x=0.01, ha="left", size="medium")
+        if not all(array.size for array in (*waveforms, *spectrograms)):
+            _nothing(figure.add_subplot())
+            return drawing.files
+        seconds = max(map(len, waveforms)) / sample_rate
+        peak = max(float(np.nanmax(np.abs(wave), initial=0)) for wave in waveforms) or 1.0
+        high = max(float(np.nanmax(one)) for one in spectrograms)
+        low = max(min(float(np.nanmin(one)) for one in spectrograms), high - _DEEPEST_DB)
+        panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(1, 1.5))
+        for (above, below), wave, picture, name in zip(
+            panels.T, waveforms, spectrograms, ("before", "after"), strict=True
+        ):
+            above.set_title(name, size="medium")
+            _waveform(above, wave, sample_rate)
+            below.grid(False)
+            bins = len(picture)
+            # Magma rises evenly in lightness: louder is lighter, in grey as well.
+            image = below.imshow(
+                picture, cmap="magma", aspect="auto", origin="lower", interpolation="none", vmin=low, vmax=high,
+                extent=(0, len(wave) / sample_rate, -0.5, bins - 0.5),
+            )  # fmt: skip
+            below.set_xlabel("seconds")
+        above, below = panels[:, 0]
+        above.set_xlim(0, seconds)
+        above.set_ylim(-1.05 * peak, 1.05 * peak)
+        above.set_ylabel("amplitude")
+        below.set_ylabel("Mel bin" if hertz is None else "hertz, Mel scale")
+        if hertz is not None:
+            ticks = [tick for tick in _HERTZ_TICKS if hertz[0] <= tick <= hertz[-1]]
+            below.set_yticks(np.interp(ticks, hertz, np.arange(len(hertz))), [f"{tick:,}" for tick in ticks])
+        bar = figure.colorbar(image, ax=panels[1, :], label="dB", fraction=0.05, pad=0.02)
+        bar.outline.set_visible(False)
+        if low == high:
+            bar.set_ticks([low])
+    return drawing.files
+
+
+def _waveform(axes: Axes, wave: np.ndarray, sample_rate: int) -> None:
+    """Drawn as the band that a line of so many samples would fill: a hundredth of the line's bytes in an SVG."""
+    if len(wave) <= 2 * _WAVE_COLUMNS:
+        axes.plot(np.arange(len(wave)) / sample_rate, wave, color=_COLOURS[0], linewidth=0.8)
+        return
+    starts = np.arange(_WAVE_COLUMNS) * len(wave) // _WAVE_COLUMNS
+    axes.fill_between(
+        (starts + len(wave) / _WAVE_COLUMNS / 2) / sample_rate,
+        np.minimum.reduceat(wave, starts), np.maximum.reduceat(wave, starts), color=_COLOURS[0], linewidth=0.5,
+    )  # fmt: skip
+
+
+def _class_bar(figure: Figure, axes: Axes, dots: PathCollection, classes: Sequence[str]) -> None:
+    """A colour bar that names some of the classes, the first and the last among them."""
+    bar = figure.colorbar(dots, ax=axes, fraction=0.05)
+    bar.outline.set_visible(False)
+    ticks = np.unique(np.linspace(0, len(classes) - 1, 9).round().astype(int))
+    bar.set_ticks(ticks.tolist(), labels=[_label(classes[tick], 18) for tick in ticks])
+
+
+def _estimate(part: _ClaimPart) -> str:
+    """`+3.1 (+1.2 to +5.0)`, as far as it is known."""
+    if not math.isfinite(part.effect):
+        return "–"
+    effect, low, high = (f"{number:+.3g}".replace("-", "−") for number in (part.effect, part.low, part.high))
+    return f"{effect} ({low} to {high})" if math.isfinite(part.low) and math.isfinite(part.high) else effect
+
+
+def _wrapped(name: str) -> str:
+    """A claim's label on as many lines as it needs, and not without end."""
+    return "\n".join(textwrap.wrap(_label(name, 1000), _CLAIM_WIDTH, max_lines=5, placeholder=" …"))
 
 
 def _agreement(one: Agreement | None) -> str:

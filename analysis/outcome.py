@@ -3,18 +3,20 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from analysis import tables
+from analysis.results import state_of
 from analysis.statistics import Agreement, kendall_tau, pareto_front
-from analysis.tables import Entry, Grid
+from analysis.tables import Entry, Grid, Listing
 from clar import __version__
 from clar.config import RESULTS_VERSION
 from clar.files import write_atomically, write_json
@@ -22,6 +24,7 @@ from clar.plan import Member, Plan
 from clar.result import TrialFolder
 from clar.rounds import score_at
 from clar.search import COSTS, Candidate, Searching, best_of
+from clar.space import Study
 
 METRIC_TITLES = {
     "test_top1": "Test top-1 of the linear probe",
@@ -32,103 +35,164 @@ METRIC_TITLES = {
 }
 
 _BEST = 10
-_DRAWN = "drawn.json"
+
+
+class Figure(NamedTuple):
+    """A figure to be drawn: by which function of `analysis.figures`, from what, into which files, and what it shows."""
+
+    function: str
+    arguments: tuple[Any, ...]
+    options: Mapping[str, Any]
+    path: Path
+    alt: str
+
+
+Piece = str | Listing | Figure
+
+
+@dataclass
+class Section:
+    """What belongs together: sentences, tables and figures."""
+
+    title: str
+    pieces: list[Piece] = field(default_factory=list)
 
 
 @dataclass
 class Outcome:
-    """A sweep's tables as they are printed, and all files that belong to it, the Markdown first.
+    """A sweep's tables and figures, in sections, and the files that they are in.
 
     Figures take seconds to draw, so they are drawn after the tables have been printed, and not again where nothing has
     changed since they were.
     """
 
     folder: Path
-    shown: list[RenderableType] = field(default_factory=list)
-    markdown: list[str] = field(default_factory=list)
+    sections: dict[str, Section] = field(default_factory=dict)
+    grids: dict[str, tuple[Grid, pd.DataFrame]] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
-    drawings: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
-    content: Any = field(default_factory=lambda: hashlib.sha256(__version__.encode()))
+    current: str = ""
+    _undrawn: list[Figure] = field(default_factory=list)
+    _content: Any = field(default_factory=lambda: hashlib.sha256(__version__.encode()))
+
+    def section(self, key: str, title: str = "") -> Section:
+        """Begin a section, or go on with one; what follows is in it."""
+        self.current = key
+        return self.sections.setdefault(key, Section(title or key))
+
+    def say(self, piece: Piece) -> None:
+        """One more piece of the current section."""
+        self.section(self.current).pieces.append(piece)
 
     def text(self, name: str, text: str) -> None:
         """A file of text."""
         write_atomically(path := self.folder / name, text)
         self.files.append(path)
-        self.content.update(f"{name}\n{text}".encode())
+        self._content.update(f"{name}\n{text}".encode())
 
-    def figure(self, name: str, *arguments: Any) -> None:
-        """A figure to be drawn, by name of its function in `analysis.figures`, from what the texts say."""
-        self.drawings.append((name, arguments))
+    def listing(self, listing: Listing, stem: str, csv: str | None = None) -> None:
+        """A table, and its files `stem`.csv and `stem`.tex; `csv` has the numbers where the texts are rounded."""
+        self.say(listing)
+        self.text(f"{stem}.csv", listing.to_csv() if csv is None else csv)
+        self.text(f"{stem}.tex", listing.to_latex())
 
-    def draw(self) -> None:
-        """Draw the figures, where they are not there already."""
-        record, content = self.folder / _DRAWN, self.content.hexdigest()
-        known = json.loads(record.read_text()) if record.exists() else {}
-        drawn = [self.folder / name for name in known.get("files", [])]
+    def figure(self, stem: str, alt: str, function: str, *arguments: Any, **options: Any) -> None:
+        """A figure `stem`.png and `stem`.svg, see `Figure`."""
+        figure = Figure(function, arguments, options, self.folder / stem, alt)
+        self.say(figure)
+        self._undrawn.append(figure)
+
+    def draw(self, record: str = "drawn.json") -> None:
+        """Draw the figures that were added since the last call, where they are not there already.
+
+        `record` is the file that remembers what they were drawn from: all texts up to now.
+        """
+        path, content = self.folder / record, self._content.hexdigest()
+        known = json.loads(path.read_text()) if path.exists() else {}
+        drawn = [path.parent / name for name in known.get("files", [])]
         if known.get("content") != content or not all(path.exists() for path in drawn):
             from analysis import figures
 
-            drawn = [path for name, arguments in self.drawings for path in getattr(figures, name)(*arguments)]
-            write_json(record, {"content": content, "files": [path.name for path in drawn]})
+            drawn = [
+                path
+                for figure in self._undrawn
+                for path in getattr(figures, figure.function)(*figure.arguments, path=figure.path, **figure.options)
+            ]
+            names = [Path(os.path.relpath(file, path.parent)).as_posix() for file in drawn]
+            write_json(path, {"content": content, "files": names})
+        self._undrawn.clear()
         self.files += drawn
 
-    def add(self, shown: RenderableType, markdown: str) -> None:
-        """One more piece, for the terminal and for the Markdown file."""
-        self.shown.append(shown)
-        self.markdown.append(markdown)
+    def markdown(self, headings: bool = False) -> str:
+        """Sentences and tables in Markdown; with headings also the figures, by name."""
+        parts = []
+        for section in self.sections.values():
+            if headings and section.pieces:
+                parts.append(f"## {section.title}\n")
+            for piece in section.pieces:
+                if isinstance(piece, Listing):
+                    parts += [f"{piece.title}\n", piece.to_markdown()] if piece.title else [piece.to_markdown()]
+                elif isinstance(piece, str):
+                    parts += [f"{line}\n" for line in piece.splitlines()]
+                elif headings:
+                    name = piece.path.relative_to(self.folder).as_posix()
+                    parts.append(f"![{piece.alt}]({name}.svg)\n")
+        return "\n".join(parts)
 
-    def listing(self, listing: tables.Listing) -> None:
-        """A table that is no grid."""
-        # The sentence stands by itself: as a table's title it would be folded to the table's width.
-        self.add(listing.title, f"{listing.title}\n")
-        self.add(dataclasses.replace(listing, title=""), listing.to_markdown())
 
-
-def write(plan: Plan) -> Outcome:
+def write(plan: Plan, live: bool = True, folder: Path | None = None) -> Outcome:
     """Work out the tables of a plan and write them into the sweep's folder; `Outcome.draw` adds the figures.
 
     The same storage gives the same bytes.
+
+    Args:
+        plan: the sweep, as far as it has gone.
+        live: whether somebody drives it.
+        folder: for the files; None: the sweep's own.
     """
-    outcome = Outcome(plan.output.path)
-    grids = list(_grids(plan))
-    for stem, grid in grids:
-        _grid(plan, outcome, "table" if len(grids) == 1 else stem, grid, single=len(grids) == 1)
+    outcome = Outcome(folder or plan.output.path)
+    grids = list(_grids(plan, live))
+    for study, metric, stem, grid in grids:
+        outcome.section(study.name, heading(study.name))
+        _grid(outcome, "table" if len(grids) == 1 else stem, grid, metric, single=len(grids) == 1)
     for search in plan.searches:
+        outcome.section(search.study.name, heading(search.study.name))
         _search(plan, outcome, search)
     _curves(plan, outcome)
     _agreement(plan, outcome)
     if plan.precision:
-        lines = [f"{name}: no more seeds, since {reason}." for name, reason in plan.precision.reasons.items()]
-        if lines:
-            outcome.add("\n".join(lines), "".join(f"{line}\n" for line in lines))
-    outcome.text("table.md", "\n".join(outcome.markdown))
+        outcome.section("more seeds", "More seeds")
+        for name, reason in plan.precision.reasons.items():
+            outcome.say(f"{name}: no more seeds, since {reason}.")
+    outcome.text("table.md", outcome.markdown())
     outcome.files.insert(0, outcome.files.pop())
     return outcome
 
 
-def show(outcome: Outcome, console: Console) -> None:
-    """Print it."""
+def heading(name: str) -> str:
+    """A study's name as a heading: `Hyperparameters`."""
+    return name.replace("_", " ").capitalize()
+
+
+def show(outcome: Outcome, console: Console, keys: Iterable[str] | None = None) -> None:
+    """Print its sentences and tables, of all sections or of these."""
     # Without a terminal there is no width to keep to, and a wrapped number is no number.
     wide = console if console.is_terminal else Console(highlight=False, width=max(160, console.width))
-    for piece in outcome.shown:
-        if isinstance(piece, str):
-            console.print()
-        wide.print(piece, markup=not isinstance(piece, str))
+    for section in outcome.sections.values() if keys is None else [outcome.sections[key] for key in keys]:
+        for piece in section.pieces:
+            if isinstance(piece, Figure):
+                continue
+            if isinstance(piece, Listing):
+                # The sentence stands by itself: as a table's title it would be folded to the table's width.
+                wide.print()
+                if piece.title:
+                    wide.print(piece.title, markup=False)
+                wide.print(dataclasses.replace(piece, title=""))
+            else:
+                wide.print(piece, markup=False)
 
 
-def state_of(plan: Plan, folder: TrialFolder, cut: set[str]) -> str:
-    """`done`, `cut`, `failed`, `running` (begun and not finished) or `missing`."""
-    if folder.identity in cut:
-        return "cut"
-    if plan.result(folder) is not None:
-        return "done"
-    if folder.failure() is not None:
-        return "failed"
-    return "running" if folder.code_version() else "missing"
-
-
-def _grids(plan: Plan) -> Iterator[tuple[str, Grid]]:
-    """Every table of the plan's grids, with a name for its files."""
+def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid]]:
+    """Every table of the plan's grids, with its study, its metric and a name for its files."""
     cut = plan.cut()
     for study in plan.space.studies:
         members: dict[str, list[Member]] = {}
@@ -141,7 +205,7 @@ def _grids(plan: Plan) -> Iterator[tuple[str, Grid]]:
                 (title, values or tuple(dict.fromkeys(cell[place] for cell in cells)))
                 for place, (title, values) in enumerate((study.rows, study.columns))
             )
-            states = [state_of(plan, member.folder, cut) for member in standing]
+            states = [state_of(plan, member.folder, cut, live) for member in standing]
             for metric in study.metrics:
                 entries, seen = [], set()
                 for member, (row, column), state in zip(standing, cells, states, strict=True):
@@ -156,7 +220,7 @@ def _grids(plan: Plan) -> Iterator[tuple[str, Grid]]:
                     said = state if value is not None or state != "done" else "missing"
                     entries.append(Entry(row, column, said, value, member.config.seed, version))
                 title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}."
-                yield _stem(study.name, name, metric), Grid(title, rows, columns, entries)
+                yield study, metric, stem_of(study.name, name, metric), Grid(title, rows, columns, entries)
 
 
 def _version(folder: TrialFolder) -> str:
@@ -165,29 +229,36 @@ def _version(folder: TrialFolder) -> str:
     return version if folder.version == RESULTS_VERSION or "+r" in version else f"{version}+r{folder.version}"
 
 
-def _stem(*parts: str) -> str:
+def stem_of(*parts: str) -> str:
+    """A name for files, from names that may hold anything."""
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part).strip("_") for part in parts)
 
 
-def _grid(plan: Plan, outcome: Outcome, stem: str, grid: Grid, single: bool) -> None:
-
+def _grid(outcome: Outcome, stem: str, grid: Grid, metric: str, single: bool) -> None:
     cells = tables.cells(grid)
-    notes = tables.notes(grid)
-    outcome.listing(tables.listing(grid, cells))
-    if notes:
-        outcome.add("\n".join(notes), "".join(f"{note}\n" for note in notes))
-    for suffix, text in ((".csv", cells.to_csv(index=False)), (".tex", tables.to_latex(grid, cells))):
-        outcome.text(f"{stem}{suffix}", text)
-    picture = plan.output.path / ("heat_map" if single else f"{stem}-heat_map")
-    means, states = tables.grid(grid, cells), tables.grid(grid, cells, "state")
-    outcome.figure("heat_map", means, grid.title, picture, states)
+    outcome.grids[stem] = grid, cells
+    outcome.listing(tables.listing(grid, cells), stem, cells.to_csv(index=False))
+    if notes := tables.notes(grid, cells):
+        outcome.say("\n".join(notes))
+    means, low, high, states, marks = (
+        tables.grid(grid, cells, what) for what in ("mean", "low", "high", "state", "tied")
+    )
+    stem = "heat_map" if single else f"{stem}-heat_map"
+    outcome.figure(
+        stem, f"Heat map of the table: {grid.title}", "heat_map", means, grid.title, states=states, marks=marks
+    )
+    # Columns that are numbers, such as the share of labels, are an axis.
+    if len(means) > 1 and len(means.columns) > 1 and all(tables.positive(name) for name in means.columns):
+        outcome.figure(
+            stem.replace("heat_map", "lines"), f"The table's rows as lines: {grid.title}", "lines_by_column",
+            means, low, high, grid.title, ylabel=f"{METRIC_TITLES.get(metric, metric)}, %",
+        )  # fmt: skip
 
 
 def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
     """The best candidates, what mattered, and with two objectives the front of those that no other beats in both."""
-
     ranked = search.ranked()
-    stem = "search" if len(plan.searches) == 1 else _stem("search", search.study.name, search.base.dataset)
+    stem = "search" if len(plan.searches) == 1 else stem_of("search", search.study.name, search.base.dataset)
     title = f"{search.study.summary} By {' and '.join(search.objectives)}, {search.base.dataset}."
     front: set[int] = set()
     if len(search.objectives) == 2:
@@ -197,41 +268,39 @@ def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
         front = {done[place].number for place in pareto_front(points)}
         plain = [(one.values[1], one.values[0]) for one in done if one.values]
         on_front = [place for place, one in enumerate(done) if one.number in front]
-        outcome.figure(
-            "pareto", plain, [str(one.number) for one in done], on_front,
-            title, plan.output.path / f"{stem}-pareto", _axis(search.objectives[1]), _axis(search.objectives[0]),
-            (search.objectives[1] not in COSTS, search.objectives[0] not in COSTS),
-        )  # fmt: skip
     rows = [_row(search, one) for one in ranked]
     objectives = [tables.Objective(name, name not in COSTS, name not in COSTS) for name in search.objectives]
-    identities = {"identity": [one.folders[0].identity for one in ranked]}
-    frame = pd.DataFrame(rows).assign(**identities)
-    outcome.text(f"{stem}.csv", frame.to_csv(index=False))
+    frame = pd.DataFrame(rows).assign(identity=[one.folders[0].identity for one in ranked])
     counted = ", ".join(
         f"{count} {state}"
         for state in ("done", "cut", "failed", "missing")
         if (count := sum(one.state == state for one in ranked))
     )
     more = " Front 1: no other candidate is better in one objective and as good in the other." if front else ""
-    heading = f"{title} {len(ranked)} candidates: {counted}.{more}"
-    outcome.listing(tables.search_table(rows, objectives, heading, max(_BEST, len(front))))
+    sentence = f"{title} {len(ranked)} candidates: {counted}.{more}"
+    best_ones = tables.search_table(rows, objectives, sentence, max(_BEST, len(front)))
+    outcome.listing(best_ones, stem, frame.to_csv(index=False))
     best = best_of(ranked)
     if best is not None:
         results = [result for folder in best.folders if (result := plan.result(folder)) is not None]
         test = sum(result.test_top1 for result in results) / len(results)
         which = f"best by {search.objectives[0]}: number {best.number}, {plan.title(best.folders[0])}"
-        line = f"{which}; its test top-1 {100 * test:.1f} %"
-        outcome.add(line, f"{line}\n")
+        outcome.say(f"{which}; its test top-1 {100 * test:.1f} %")
+    if front:
+        cost, value = search.objectives[1], search.objectives[0]
+        outcome.figure(
+            f"{stem}-pareto", f"Pareto front: {title}", "pareto",
+            plain, [str(one.number) for one in done], on_front, title, xlabel=_axis(cost), ylabel=_axis(value),
+            shares=(cost not in COSTS, value not in COSTS),
+        )  # fmt: skip
     importance = search.importance()
     if importance:
-        heading = (
+        sentence = (
             f"Importance (fANOVA): share of the variance of {search.objectives[0]} that a choice explains, over the "
             f"choices that every candidate has."
         )
-        listing = tables.importance_table(importance, heading)
-        outcome.listing(listing)
-        outcome.text(f"{stem}-importance.csv", listing.to_csv())
-        outcome.figure("importance", importance, heading, plan.output.path / f"{stem}-importance")
+        outcome.listing(tables.importance_table(importance, sentence), f"{stem}-importance")
+        outcome.figure(f"{stem}-importance", f"Bars of the table: {sentence}", "importance", importance, sentence)
 
 
 def _axis(name: str) -> str:
@@ -250,7 +319,6 @@ def _row(search: Searching, one: Candidate) -> dict[str, Any]:
 
 def _curves(plan: Plan, outcome: Outcome) -> None:
     """The probe's accuracy by epoch, for the studies that ask for it."""
-
     for study in plan.space.studies:
         if study.curve is None:
             continue
@@ -265,20 +333,22 @@ def _curves(plan: Plan, outcome: Outcome) -> None:
                 for record in member.folder.epochs()
                 if record.valid_top1 is not None
             )
+        outcome.section(study.name, heading(study.name))
         for dataset, points in rows.items():
-            stem = _stem("curves", study.name, dataset) if len(plan.space.studies) * len(rows) > 1 else "curves"
+            stem = stem_of("curves", study.name, dataset) if len(plan.space.studies) * len(rows) > 1 else "curves"
             outcome.text(f"{stem}.csv", pd.DataFrame(points).to_csv(index=False))
             lines: dict[str, dict[int, list[float]]] = {}
             for point in points:
                 lines.setdefault(point["line"], {}).setdefault(point["epoch"], []).append(point["valid_top1"])
             title = f"Convergence: the linear probe's accuracy on valid by epoch, {dataset}."
-            outcome.figure("curves", lines, title, plan.output.path / stem, "valid top-1, %")
+            outcome.figure(stem, title, "curves", lines, title, ylabel="valid top-1, %")
 
 
 def _agreement(plan: Plan, outcome: Outcome) -> None:
     """How well each rung ordered the trials, judged by those that ran through, and the record of what was decided."""
     if not plan.halving:
         return
+    outcome.section("early stopping", "Early stopping")
     record = {dataset: halving.record() for dataset, halving in plan.halving.items()}
     outcome.text("rungs.json", json.dumps(record, indent=2) + "\n")
     for dataset, halving in plan.halving.items():
@@ -298,24 +368,25 @@ def _agreement(plan: Plan, outcome: Outcome) -> None:
         cut = halving.cut(list(plan.folders.values()))
         through = max(map(len, pairs.values()), default=0)
         anyway = sum(plan.result(plan.folders[identity]) is not None for identity in cut)
-        heading = (
+        sentence = (
             f"Does early stopping choose well? Kendall's tau between the probe's accuracy on valid at a rung and the "
             f"final test top-1, over the {through} trials that ran through, {dataset}. {len(cut)} were cut here, "
             f"{anyway} of them ran through in another sweep and are counted."
         )
         if anyway < len(cut):
-            heading += (
+            sentence += (
                 " The best alone are more alike than all would be, which lowers tau; run the sweep without --halving "
                 "once to see all."
             )
-        listing = tables.agreement_table(agreements, heading)
-        outcome.listing(listing)
-        stem = "rungs" if len(plan.halving) == 1 else _stem("rungs", dataset)
-        outcome.text(f"{stem}-agreement.csv", listing.to_csv())
+        stem = "rungs" if len(plan.halving) == 1 else stem_of("rungs", dataset)
+        outcome.listing(tables.agreement_table(agreements, sentence), f"{stem}-agreement")
         scores = [
             {"rung": rung, "valid_top1": score, "final_test_top1": final}
             for rung, points in pairs.items()
             for score, final in points
         ]
         outcome.text(f"{stem}-scores.csv", pd.DataFrame(scores).to_csv(index=False))
-        outcome.figure("rung_scatter", pairs, agreements, heading.partition(" Kendall")[0], plan.output.path / stem)
+        question = sentence.partition(" Kendall")[0]
+        outcome.figure(
+            stem, f"Accuracy at the rungs and at the end: {question}", "rung_scatter", pairs, agreements, question
+        )

@@ -1,16 +1,30 @@
-"""The statistics of the tables and figures: intervals, rank correlation, Pareto fronts.
+"""The statistics of the tables, claims and figures.
 
-SciPy loads where it is used: `scipy.stats` takes seconds, and most tables need none of it.
+Trials of one seed see the same data split and draw from the same generators, so cells are compared seed by seed: all
+tests are paired. They are SciPy's and statsmodels'; what is here chooses among them and says when there is none.
+
+SciPy and statsmodels load where they are used: they take seconds, and a table of one seed needs none of them.
 """
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+
+LEVEL = 0.05
+"""Below this a p-value, corrected for how many were looked at, decides."""
+
+POWER = 0.8
+"""How likely a test should find what is there."""
 
 _RESAMPLES = 1999
+_MOST_RUNS = 10_000
+_SAME = 1e-9
+"""Shares that differ by less are equal: the same accuracy, added up in another order."""
 _FEWEST_PAIRS = 4
 
 
@@ -99,3 +113,240 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         if not front or points[i][0] > points[front[-1]][0] or tuple(points[i]) == tuple(points[front[-1]]):
             front.append(i)
     return front
+
+
+class Paired(NamedTuple):
+    """How much one thing is above another, seed by seed.
+
+    Attributes:
+        effect: mean difference; NaN where no seed has both.
+        low, high: 95 % interval; NaN where the seeds do not scatter, or there is one alone.
+        p: of the hypothesis that the difference is `margin`, two-sided; NaN for fewer than two seeds.
+        n: seeds that have both.
+    """
+
+    effect: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def paired(differences: Iterable[float], margin: float = 0.0) -> Paired:
+    """Student's paired t-test of differences, one a seed.
+
+    Where all differences are equal there is no scatter to go by, and t would be infinite after two seeds: the sign test
+    then says what so many equal signs are worth. Epochs, which are whole numbers, come to that.
+
+    Args:
+        differences: one a seed, in any order; those that are not finite are left out.
+        margin: what they are tested against.
+    """
+    values = np.array(sorted(value for value in differences if math.isfinite(value)))
+    effect, low, high = mean_interval(values)
+    n = len(values)
+    if n < 2:
+        return Paired(effect, low, high, math.nan, n)
+    from scipy import stats
+
+    if np.ptp(values) < _SAME:
+        above = abs(effect - margin) >= _SAME
+        return Paired(effect, math.nan, math.nan, float(stats.binomtest(n, n).pvalue) if above else 1.0, n)
+    return Paired(effect, low, high, float(stats.ttest_1samp(values, margin).pvalue), n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction of p-values that belong together; a NaN is no test, stays NaN and corrects nothing."""
+    adjusted = [math.nan] * len(p_values)
+    known = [i for i, p in enumerate(p_values) if not math.isnan(p)]
+    if known:
+        from statsmodels.stats.multitest import multipletests
+
+        for i, p in zip(known, multipletests([p_values[i] for i in known], method="holm")[1], strict=True):
+            adjusted[i] = float(p)
+    return adjusted
+
+
+def runs_needed(differences: Iterable[float], margin: float = 0.0, level: float = LEVEL) -> int | None:
+    """Seeds with which a paired t-test would find the effect with probability 0.8, were it as large as it looks.
+
+    None where that cannot be said, from one seed or from no difference at all, or where it is about 10,000 or more.
+    """
+    values = [value for value in differences if math.isfinite(value)]
+    if len(values) < 2 or abs(math.fsum(values) / len(values) - margin) < _SAME:
+        return None
+    scatter = float(np.std(values, ddof=1))
+    if scatter < _SAME:
+        # The sign test decides: as many equal signs as it takes.
+        return math.ceil(1 - math.log2(level) + _SAME)
+    from statsmodels.stats.power import TTestPower
+
+    size = abs(math.fsum(values) / len(values) - margin) / scatter
+
+    def enough(runs: int) -> bool:
+        return bool(TTestPower().power(size, runs, level) >= POWER)
+
+    few, many = 1, 2
+    while not enough(many):
+        few, many = many, 2 * many
+        if many > _MOST_RUNS:
+            return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if enough(middle) else (middle, many)
+    return many
+
+
+def best_and_ties(cells: Mapping[Hashable, Mapping[int, float]], maximise: bool = True) -> dict[Hashable, float]:
+    """Each cell's p-value against the best one: paired over the seeds that both have, corrected by Holm over the cells.
+
+    The best cell, that of the best mean, is not among them; of several, the first is. NaN where two seeds are not to be
+    had. That the best is chosen by the same numbers makes the tests a little too keen to tell cells apart.
+
+    Args:
+        cells: of each, the value by seed.
+        maximise: else the best is the smallest.
+    """
+    known = {cell: values for cell, values in cells.items() if values}
+    if not known:
+        return {}
+    sign = 1 if maximise else -1
+    best = max(known, key=lambda cell: round(sign * math.fsum(known[cell].values()) / len(known[cell]), 12))
+    others = [cell for cell in known if cell != best]
+    tests = [
+        paired(known[best][seed] - known[cell][seed] for seed in sorted(known[best].keys() & known[cell].keys()))
+        for cell in others
+    ]
+    return dict(zip(others, holm([test.p for test in tests]), strict=True))
+
+
+class Effect(NamedTuple):
+    """What one level of a factor, or one pair of levels, adds.
+
+    Attributes:
+        name: of the level, or `first > second` of a pair.
+        place: `first`, `second`, or `pair`.
+        effect: above the mean of all, the other factor alike; of a pair, above what its two levels add up to.
+        low, high: 95 % interval; NaN where nothing is left to judge by.
+        p: corrected by Holm over the effects of its kind (the levels of both factors; the pairs).
+    """
+
+    name: str
+    place: str
+    effect: float
+    low: float
+    high: float
+    p: float
+
+
+class Source(NamedTuple):
+    """A line of an analysis of variance: degrees of freedom, share of the variance, F and p (NaN: none)."""
+
+    name: str
+    df: int
+    share: float
+    f: float
+    p: float
+
+
+@dataclass(frozen=True)
+class TwoWay:
+    """What `two_way` found: effects of the levels, of the pairs, and the analysis of variance."""
+
+    levels: list[Effect]
+    pairs: list[Effect]
+    sources: list[Source]
+    seeds: int
+
+
+def two_way(values: pd.DataFrame) -> TwoWay | None:
+    """Two-way analysis of variance, seeds as blocks: what each level adds as first and as second, their interaction.
+
+    Cells may be missing (the augmentation grid has no pair of one augmentation with itself), and cells may lack seeds:
+    effects are those of the additive model, `value ~ first + second`, fitted to the cells' means, which are adjusted
+    for the seeds that they lack. Scatter is judged by what is left of `value ~ seed + cell`; with one seed nothing is,
+    and the interaction takes its place: the levels can be judged then, the pairs cannot. The sums of squares of `first`
+    and `second` are those after the other (type II).
+
+    Args:
+        values: a row a trial: `first`, `second`, `seed` and `value`.
+
+    Returns:
+        None where the additive model cannot be fitted: fewer than two levels of either, or cells that do not connect.
+    """
+    frame = values.dropna(subset=["value"])
+    cells = frame[["first", "second"]].drop_duplicates().sort_values(["first", "second"])
+    firsts, seconds = sorted(cells["first"].unique()), sorted(cells["second"].unique())
+    if len(firsts) < 2 or len(seconds) < 2:
+        return None
+    # Codes that sum to zero: the intercept is the mean of all, a coefficient what its level adds to it.
+    code_first, code_second = _sum_codes(firsts), _sum_codes(seconds)
+    of_cells = np.array([[1.0, *code_first[x], *code_second[z]] for x, z in cells.itertuples(index=False)])
+    if np.linalg.matrix_rank(of_cells) < of_cells.shape[1]:
+        return None
+    from scipy import stats
+    from statsmodels.regression.linear_model import OLS
+
+    place = {cell: i for i, cell in enumerate(cells.itertuples(index=False, name=None))}
+    cell_of = [place[cell] for cell in frame[["first", "second"]].itertuples(index=False, name=None)]
+    seeds = sorted(frame["seed"].unique())
+    code_seed = _sum_codes(seeds)
+    blocks = np.array([code_seed[seed] for seed in frame["seed"]]).reshape(len(frame), len(seeds) - 1)
+    additive, separate = of_cells[cell_of], np.eye(len(cells))[cell_of]
+    y, a = frame["value"].to_numpy(dtype=float), len(firsts)
+    total = float(np.sum((y - y.mean()) ** 2))
+
+    def fit(*columns: np.ndarray) -> Any:
+        return OLS(y, np.column_stack(columns)).fit(method="qr")
+
+    sums, full = fit(additive, blocks), fit(separate, blocks)
+    repeated = full.df_resid > 0
+    error, base = (full, separate) if repeated else (sums, additive)
+
+    def source(name: str, smaller: Any, larger: Any) -> Source:
+        # statsmodels' anova_lm of several models takes F's error from the last, but its degrees of freedom from each.
+        df, explained = int(smaller.df_resid - larger.df_resid), float(smaller.ssr - larger.ssr)
+        f = explained / df / error.mse_resid if error.df_resid > 0 and error.ssr else math.nan
+        return Source(name, df, explained / total if total else math.nan, f, float(stats.f.sf(f, df, error.df_resid)))
+
+    sources = [
+        source("first", fit(additive[:, [0]], additive[:, a:], blocks), sums),
+        source("second", fit(additive[:, :a], blocks), sums),
+    ]
+    interacting = repeated and len(cells) > of_cells.shape[1]
+    if interacting:
+        sources.append(source("first x second", sums, full))
+    if len(seeds) > 1:
+        sources.append(source("seed", fit(base), error))
+    left = float(error.ssr) / total if total else math.nan
+    sources.append(Source("rest", int(error.df_resid), left, math.nan, math.nan))
+
+    # From the coefficients to the effects of all levels, those among them that the codes leave out.
+    of_levels = np.zeros((a + len(seconds), of_cells.shape[1]))
+    of_levels[:a, 1:a], of_levels[a:, a:] = list(code_first.values()), list(code_second.values())
+    names = [*((str(name), "first") for name in firsts), *((str(name), "second") for name in seconds)]
+    solve = np.linalg.pinv(of_cells)
+    levels = _effects(error, of_levels @ solve if repeated else of_levels, names)
+    pairs = [(f"{x} > {z}", "pair") for x, z in place]
+    beyond = np.eye(len(cells)) - of_cells @ solve
+    return TwoWay(levels, _effects(full, beyond, pairs) if interacting else [], sources, len(seeds))
+
+
+def _sum_codes(levels: Sequence[Any]) -> dict[Any, np.ndarray]:
+    """A row of numbers for each level; each column sums to zero."""
+    codes = np.vstack([np.eye(len(levels) - 1), -np.ones(len(levels) - 1)])
+    return dict(zip(levels, codes, strict=True))
+
+
+def _effects(fitted: Any, contrasts: np.ndarray, names: Sequence[tuple[str, str]]) -> list[Effect]:
+    """Linear combinations of a fit's first coefficients, with intervals and p-values."""
+    blocks = np.zeros((len(contrasts), len(fitted.params) - contrasts.shape[1]))
+    found = fitted.t_test(np.hstack([contrasts, blocks]))
+    estimates = np.atleast_1d(found.effect)
+    if fitted.df_resid <= 0:
+        return [Effect(*name, float(x), math.nan, math.nan, math.nan) for name, x in zip(names, estimates, strict=True)]
+    intervals, p_values = np.atleast_2d(found.conf_int(LEVEL)), holm(np.atleast_1d(found.pvalue).tolist())
+    return [
+        Effect(*name, float(x), float(low), float(high), p)
+        for name, x, (low, high), p in zip(names, estimates, intervals, p_values, strict=True)
+    ]

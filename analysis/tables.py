@@ -9,7 +9,7 @@ import io
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,12 +19,15 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from analysis.statistics import Agreement, mean_interval, pareto_front
+from analysis.statistics import LEVEL, Agreement, best_and_ties, mean_interval, pareto_front
 
 Axis = tuple[str, tuple[str, ...] | None]
 """What an axis of the table is called, and its values in order; None: as the entries bring them."""
 
-_CELL_STATES = ("failed", "running", "cut", "done", "missing")
+MARK = "†"
+"""Of a cell that cannot be told from the best."""
+
+_CELL_STATES = ("failed", "running", "stopped", "cut", "done", "missing")
 """Of a cell without a number, that of its trials which says most about why."""
 
 _LABEL_WIDTH = 28
@@ -37,8 +40,8 @@ class Entry(NamedTuple):
     Attributes:
         row: its value on the row axis.
         column: and on the column axis.
-        state: `done`, `failed`, `cut` (by early stopping), `running` or `missing`.
-        value: the metric, a share from 0 to 1, where the trial is done and has one.
+        state: `done`, `failed`, `cut` (by early stopping), `running`, `stopped` (half-way) or `missing`.
+        value: the metric, where the trial is done and has one.
         seed: of the trial.
         code_version: that computed it, as `clar.cli.code_version` writes it; "" where unknown.
     """
@@ -60,12 +63,16 @@ class Grid:
         rows: what the rows are called, and their names in order. A name that only an entry has comes last.
         columns: the same for the columns.
         entries: the trials, in any order: it changes nothing but that of names that the axes do not have.
+        share: the values are shares from 0 to 1, shown in per cent; else they are shown as they are.
+        maximise: the best is the largest, else the smallest.
     """
 
     title: str
     rows: Axis
     columns: Axis
     entries: list[Entry]
+    share: bool = True
+    maximise: bool = True
 
 
 @dataclass(frozen=True)
@@ -173,10 +180,12 @@ class Listing:
 
 
 def cells(source: Grid) -> pd.DataFrame:
-    """One row a cell: `row`, `column`, over the seeds `mean`, `low` and `high` (95 %), `n`, and `state`.
+    """One row a cell: `row`, `column`, over the seeds `mean`, `low` and `high` (95 %), `n`, `state`, `p` and `tied`.
 
     `low` and `high` are NaN for one seed, `mean` too for none. `state` is `done` where there is a number, else why
-    there is none, and empty where no trial asks for the cell.
+    there is none, and empty where no trial asks for the cell. `p` is that of a paired test against the best cell,
+    corrected by Holm over the table, see `analysis.statistics.best_and_ties`; `tied` says that the cell cannot be told
+    from the best. Where no cell has two seeds in common with the best, nothing can be told and none is marked.
     """
     members: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in source.entries:
@@ -190,7 +199,15 @@ def cells(source: Grid) -> pd.DataFrame:
             state = "done" if values else next((state for state in _CELL_STATES if state in present), "")
             lines.append((row, column, *mean_interval(values), len(values), state))
     frame = pd.DataFrame(lines, columns=["row", "column", "mean", "low", "high", "n", "state"])
-    return frame.astype({"mean": float, "low": float, "high": float, "n": int})
+    tests = best_and_ties({cell: _by_seed(entries) for cell, entries in members.items()}, source.maximise)
+    told = any(not math.isnan(p) for p in tests.values())
+    places = list(zip(frame["row"], frame["column"], strict=True))
+    frame["p"] = [tests.get(cell, math.nan) for cell in places]
+    frame["tied"] = [told and cell in tests and not tests[cell] < LEVEL for cell in places]
+    # Cells of one mean are all the best, and bold.
+    means = frame["mean"].astype(float).round(12)
+    frame["tied"] &= means != (means.max() if source.maximise else means.min())
+    return frame.astype({"mean": float, "low": float, "high": float, "n": int, "p": float, "tied": bool})
 
 
 def grid(source: Grid, table: pd.DataFrame, what: str = "mean") -> pd.DataFrame:
@@ -201,21 +218,26 @@ def grid(source: Grid, table: pd.DataFrame, what: str = "mean") -> pd.DataFrame:
 
 
 def texts(source: Grid, table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is printed, in per cent: `61.0 ± 2.3` is the mean and half its 95 % interval over the seeds.
+    """The table as it is printed, shares in per cent: `61.0 ± 2.3` is the mean and half its 95 % interval over seeds.
 
-    One seed has no interval. A cell that lacks seeds which others have says how many it has. A cell without a number
-    says why: `cut`, `failed`, `running`, `-` where nothing is; it is empty where no trial asks for it.
+    One seed has no interval. A cell that lacks seeds which others have says how many it has. One that cannot be told
+    from the best ends in `†`. A cell without a number says why: `cut`, `failed`, `running`, `stopped`, `missing`, or
+    `-` where the trial is done and has no such number; it is empty where no trial asks for it.
     """
     unfinished = {(entry.row, entry.column) for entry in source.entries if not _has_value(entry)}
     most = int(table["n"].max()) if len(table) else 0
 
-    def text(row: str, column: str, mean: float, high: float, n: int, state: str) -> str:
+    def text(row: str, column: str, mean: float, high: float, n: int, state: str, tied: bool) -> str:
         if not n:
-            return {"": "", "done": "-", "missing": "-"}.get(state, state)
-        number = f"{100 * mean:.1f}" if n == 1 else f"{100 * mean:.1f} ± {100 * (high - mean):.1f}"
-        return f"{number} (n={n})" if n < most and (row, column) in unfinished else number
+            return "-" if state == "done" else state
+        number = quantity(mean, source.share)
+        if n > 1:
+            number += f" ± {quantity(high - mean, source.share)}"
+        if n < most and (row, column) in unfinished:
+            number += f" (n={n})"
+        return f"{number}{MARK}" if tied else number
 
-    fields = ["row", "column", "mean", "high", "n", "state"]
+    fields = ["row", "column", "mean", "high", "n", "state", "tied"]
     written = [text(*line) for line in table[fields].itertuples(index=False)]
     return grid(source, table.assign(text=written), "text")
 
@@ -224,7 +246,7 @@ def listing(source: Grid, table: pd.DataFrame) -> Listing:
     """The table as texts, the best cells bold: all that have the largest mean."""
     frame = texts(source, table)
     # Means that differ in their last bits only are equal.
-    means = grid(source, table).astype(float).round(12)
+    means = grid(source, table).astype(float).round(12) * (1 if source.maximise else -1)
     best = means.max(axis=None, skipna=True) if len(table) else math.nan
     return Listing(
         source.title,
@@ -232,6 +254,11 @@ def listing(source: Grid, table: pd.DataFrame) -> Listing:
         [(str(row), *map(str, values)) for row, values in zip(frame.index, frame.to_numpy(), strict=True)],
         frozenset((int(i), int(j) + 1) for i, j in zip(*(means == best).to_numpy().nonzero(), strict=True)),
     )
+
+
+def quantity(value: float, share: bool) -> str:
+    """`61.0`, in per cent, of a share; else three digits."""
+    return f"{100 * value:.1f}" if share else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def to_rich(source: Grid, table: pd.DataFrame) -> Listing:
@@ -249,8 +276,11 @@ def to_latex(source: Grid, table: pd.DataFrame) -> str:
     return listing(source, table).to_latex()
 
 
-def notes(source: Grid) -> list[str]:
-    """What a reader of the table has to know, one sentence a line: mixed versions first, then what is not there."""
+def notes(source: Grid, table: pd.DataFrame | None = None) -> list[str]:
+    """What a reader of the table has to know, one sentence a line: mixed versions first, then what is not there.
+
+    With the table's `cells`, also what its marks mean.
+    """
     done = [entry for entry in source.entries if entry.state == "done"]
     lines = []
     results = Counter(_results_version(entry.code_version) for entry in done)
@@ -263,7 +293,8 @@ def notes(source: Grid) -> list[str]:
         lines.append(f"code versions differ: {_counted(codes)}")
     states = Counter(entry.state for entry in source.entries)
     for state, said in (
-        ("failed", "failed"), ("cut", "cut by early stopping"), ("running", "still running"), ("missing", "missing"),
+        ("failed", "failed"), ("cut", "cut by early stopping"), ("running", "still running"),
+        ("stopped", "stopped half-way"), ("missing", "missing"),
     ):  # fmt: skip
         if states[state]:
             lines.append(f"{_trials(states[state])} {said}")
@@ -275,7 +306,50 @@ def notes(source: Grid) -> list[str]:
         few, many = min(numbers), max(numbers)
         over = f"{many} seeds" if few == many else f"the seeds, {few} to {many} a cell"
         lines.append(f"± is half the 95 % interval of the mean over {over} (Student's t)")
+    if table is not None:
+        lines += _marks(table)
     return lines
+
+
+def _marks(table: pd.DataFrame) -> Iterator[str]:
+    """What bold and the mark mean in a table of several cells."""
+    if (table["n"] > 0).sum() < 2:
+        return
+    if table["p"].notna().any():
+        told = "; every other cell can be" if not table["tied"].any() else ""
+        yield (
+            f"bold: the best mean; {MARK}: cannot be told from it (paired t-test over the seeds, Holm's correction, "
+            f"p >= {LEVEL:g}){told}"
+        )
+    else:
+        yield "no two seeds in common: the best mean is bold, and nothing can be told from it; use --seeds 3 or more"
+
+
+def against(source: Grid, table: pd.DataFrame, published: Mapping[tuple[str, str], float], title: str = "") -> Listing:
+    """Our cells beside published ones: row, column, ours, published, the difference with our 95 % interval.
+
+    Args:
+        source: the table.
+        table: its `cells`.
+        published: by row and column, in the table's own unit (shares from 0 to 1).
+        title: above it.
+    """
+    ours = texts(source, table)
+    rows = []
+    for row, column, *numbers, n in table[["row", "column", "mean", "low", "high", "n"]].itertuples(index=False):
+        value = published.get((str(row), str(column)))
+        if value is None:
+            continue
+        mean, low, high = (_signed_text(quantity(float(number) - value, source.share)) for number in numbers)
+        difference = "-" if not n else mean if n == 1 else f"{mean} ({low} to {high})"
+        text = str(ours.loc[row, column]).removesuffix(MARK)
+        rows.append((str(row), str(column), text, quantity(value, source.share), difference))
+    header = (source.rows[0], source.columns[0], "ours", "published", "difference")
+    return Listing(title, header, rows, left=frozenset({1}))
+
+
+def _signed_text(number: str) -> str:
+    return number if number.startswith("-") else f"+{number}"
 
 
 class Objective(NamedTuple):
@@ -371,6 +445,15 @@ def _names(axis: Axis, found: Iterable[str]) -> list[str]:
 
 def _has_value(entry: Entry) -> bool:
     return entry.state == "done" and not math.isnan(_number(entry.value))
+
+
+def _by_seed(entries: Iterable[Entry]) -> dict[int, float]:
+    """A cell's value for each seed; where a cell holds several trials of one seed, their mean."""
+    seeds: dict[int, list[float]] = defaultdict(list)
+    for entry in entries:
+        if _has_value(entry):
+            seeds[entry.seed].append(_number(entry.value))
+    return {seed: math.fsum(values) / len(values) for seed, values in seeds.items()}
 
 
 def _values(entries: Iterable[Entry]) -> list[float]:
@@ -470,8 +553,19 @@ def _width(table: Table) -> int:
 
 
 def _broken(text: str) -> str:
-    """A cell's text on several short lines."""
+    """A cell's text on several short lines, its mark on the first, where there is room."""
+    if text.endswith(MARK) and " " in text:
+        text = text.removesuffix(MARK).replace(" ", f"{MARK} ", 1)
     return re.sub(r" (?=\(n=)|(?<=_)(?=.)", "\n", text.replace(" ± ", "\n±"))
+
+
+def positive(name: object) -> float | None:
+    """The number that a name is, if it is one above 0; `10 %` is."""
+    try:
+        number = float(str(name).strip().removesuffix("%"))
+    except ValueError:
+        return None
+    return number if 0 < number < math.inf else None
 
 
 def _one_line(text: str) -> str:
@@ -493,7 +587,7 @@ def _markdown(text: str) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "×": r"$\times$", "τ": r"$\tau$", "–": "--",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "†": r"$\dagger$", "×": r"$\times$", "τ": r"$\tau$", "–": "--",
     # After a row's end, \\, a star or a bracket would be an option of it.
     "[": "{[}", "]": "{]}", "*": "{*}",
 }  # fmt: skip

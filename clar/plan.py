@@ -14,6 +14,8 @@ from clar.rounds import Budget, Goal, Halving, Interval, Precision, Rounds, grou
 from clar.search import Searching
 from clar.space import Space, Study
 
+_KEPT = ("note", "files", "clock", "wall_seconds", "tracking_uri")
+
 
 class DataSet(Protocol):
     """What a plan asks of a data set; a `ClipStore` is one."""
@@ -276,7 +278,7 @@ class Plan:
         Args:
             state: `running`, `done`, `failed` or `interrupted`.
             code_version: of this driver.
-            more: `note`, `files`, `clock` and `wall_seconds`; what is not given stays as an earlier driver left it.
+            more: `note`, `files`, `clock`, `wall_seconds` and `tracking_uri`; what is not given stays as it was left.
         """
         first = next(iter(self.bases.values()))[0]
         known = self.output.read() or {}
@@ -287,7 +289,7 @@ class Plan:
                 reused[identity] = folder.run_token()
         self.output.write(
             {
-                **{name: known[name] for name in ("note", "files", "clock", "wall_seconds") if name in known},
+                **{name: known[name] for name in _KEPT if name in known},
                 "name": self.space.name,
                 "summary": self.space.summary,
                 "key": self.output.key,

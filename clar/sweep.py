@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -374,25 +375,23 @@ class _Driver:
         plan, console = self.plan, self.console
         marker = _Fresh(plan, fresh, console)
         with plan.output.driver():
-            plan.record("running", self.version)
+            plan.record("running", self.version, **({} if "@" in uri else {"tracking_uri": uri}))
             with Tracker(uri, plan.output, lambda line: console.print(line, markup=False)) as tracker:
                 self.watch = _Watch(plan, self.shares, tracker, console, self.data_seconds, self.failures)
                 full = self._rounds(address, marker)
-                # Tables show what was found; what could not be found is said below them.
-                outcome = self._report()
                 whole = not plan.open()
-                plan.record(
-                    "done" if whole else "failed", self.version, note=outcome.files[0].read_text(),
-                    files=[file.name for file in outcome.files],
-                    **({"clock": self.watch.clock()} if self.watch.busy else {}),
-                )  # fmt: skip
+                ended = partial(plan.record, "done" if whole else "failed", self.version, **self._spent())
+                ended()
+                # Tables show what was found; what could not be found is said below them.
+                note, files = self._report(uri)
+                ended(note=note, files=[file.relative_to(plan.output.path).as_posix() for file in files])
                 if not self._tracked(uri):
                     tracker.finish()
             if whole and tracker.complete:
                 write_json(plan.output.path / _TRACKED, self._tracking(uri))
         if not full:
             marker.finish()
-        self._closing_lines(outcome.files, uri, full)
+        self._closing_lines(files, uri, full)
         return 0 if whole else 1
 
     def _rounds(self, address: str | None, marker: "_Fresh") -> str:
@@ -446,13 +445,34 @@ class _Driver:
             pretraining_version=parent.version if parent else None,
         )
 
-    def _report(self) -> Any:
-        from analysis import outcome
+    def _spent(self) -> dict[str, Any]:
+        """What this run of the command has cost, to be added to what earlier ones have; nothing where nothing ran."""
+        if not self.watch.busy:
+            return {}
+        before = (self.plan.output.read() or {}).get("wall_seconds", 0.0)
+        clock = self.watch.clock()
+        return {"clock": clock, "wall_seconds": before + clock["sweep_seconds"]}
 
-        found = outcome.write(self.plan)
-        outcome.show(found, self.console)
-        found.draw()
-        return found
+    def _report(self, uri: str) -> tuple[str, list[Path]]:
+        """Print the tables and the claims, and make the report; gives the note for MLflow and all files."""
+        from analysis import outcome, report
+
+        plan, say = self.plan, partial(self.console.print, markup=False)
+        tables = outcome.write(plan)
+        outcome.show(tables, self.console)
+        found = report.Loaded(plan, plan.output.read() or {}, False, str(plan.storage), [])
+        try:
+            with report.bar() as advance:
+                made = report.current(found, tables) or report.extend(found, tables, advance=advance)
+        except Exception as error:
+            # The trials are done and their tables printed: what is wrong with the report is no fault of the sweep's.
+            name = plan.space.path or plan.space.name
+            say(f"the report could not be made ({error}); `python -m analysis.report {name}` tries again")
+            tables.draw()
+            return tables.markdown(), tables.files
+        for verdict in made.verdicts:
+            say(verdict)
+        return report.note(tables, made), tables.files
 
     def _tracked(self, uri: str) -> bool:
         """Whether all of this sweep has been written to the tracking store at `uri`, and it is still there."""
@@ -469,7 +489,10 @@ class _Driver:
     def _closing_lines(self, files: list[Path], uri: str, full: str) -> None:
         """Where everything lies, what it cost, and what went wrong."""
         picture = next((file for file in files if file.suffix == ".png"), None)
-        lines = [f"table    {files[0]}", f"picture  {picture}" if picture else "", f"MLflow   {uri}"]
+        page = next((file for file in files if file.suffix == ".html"), None)
+        lines = [f"table    {files[0]}"]
+        lines += [f"{what} {file}" for what, file in (("picture ", picture), ("report  ", page)) if file]
+        lines.append(f"MLflow   {uri}")
         if self.watch.busy:
             clock = self.watch.clock()
             first = clock.get("first_trial_after_seconds")
@@ -540,7 +563,7 @@ class _LazyPool:
         except trial.StorageFull as error:
             return str(error)
         except KeyboardInterrupt:
-            driver.plan.record("interrupted", driver.version)
+            driver.plan.record("interrupted", driver.version, **driver._spent())
             raise
         return ""
 

@@ -616,6 +616,7 @@ def connect(uri: str, storage: Path) -> "MlflowClient":
     # Two lines a run on the user's terminal, and a message a call to MLflow's makers.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import logging
 
     from mlflow.tracking import MlflowClient

@@ -135,8 +135,8 @@ def test_texts_say_what_became_of_each_cell(states: Grid) -> None:
     table = tables.cells(states)
     half_of_two = 100 * 0.05 * math.sqrt(2) * stats.t.ppf(0.975, 1) / math.sqrt(2)
     assert tables.texts(states, table).loc["r"].to_dict() == {
-        "all": f"50.0 ± {HALF:.1f}", "two": f"45.0 ± {half_of_two:.1f} (n=2)", "one": "40.0 (n=1)", "cut": "cut",
-        "failed": "failed", "running": "running", "nothing": "-", "hole": "",
+        "all": f"50.0 ± {HALF:.1f}", "two": f"45.0 ± {half_of_two:.1f} (n=2)†", "one": "40.0 (n=1)†", "cut": "cut",
+        "failed": "failed", "running": "running", "nothing": "missing", "hole": "",
     }  # fmt: skip
     assert table["state"].tolist() == ["done", "done", "done", "cut", "failed", "running", "missing", ""]
 
@@ -165,7 +165,7 @@ def test_markdown_and_latex_hold_the_texts(paper: Grid) -> None:
     assert len(markdown) == 2 + 7
     assert markdown[2].startswith(f"| pitch_shift | 50.0 ± {HALF:.1f} | 40.0 |")
     assert "| **91.3** |" in markdown[3]
-    assert markdown[-1].endswith("| - |")
+    assert markdown[-1].endswith("| missing |")
     latex = tables.to_latex(paper, table)
     assert rf"pitch\_shift & 50.0 $\pm$ {HALF:.1f} & 40.0" in latex
     assert r"& \textbf{91.3} &" in latex

@@ -146,7 +146,7 @@ class Runs:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Making one takes MLflow seconds: once, to be copied."""
     folder = tmp_path_factory.mktemp("database")
-    tracking._connect(f"sqlite:///{folder / 'empty.db'}", folder)
+    tracking.connect(f"sqlite:///{folder / 'empty.db'}", folder)
     return folder / "empty.db"
 
 
