@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.statistics import Agreement, Effect
+from analysis.tables import positive
 from clar.files import write_atomically
 
 _STYLE: Any = {
@@ -266,7 +267,7 @@ def lines_by_column(
     Returns:
         The files written: `path`.png and `path`.svg.
     """
-    numbers = [_positive(name) for name in means.columns]
+    numbers = [positive(name) for name in means.columns]
     logarithmic = len(numbers) > 1 and None not in numbers and len(set(numbers)) == len(numbers)
     places = [math.log10(number) if logarithmic and number else float(i) for i, number in enumerate(numbers)]
     # A step to the side for each line, so that bars of equal height do not hide each other.
@@ -693,7 +694,7 @@ def _estimate(part: _ClaimPart) -> str:
     """`+3.1 (+1.2 to +5.0)`, as far as it is known."""
     if not math.isfinite(part.effect):
         return "–"
-    effect, low, high = (f"{number:+.3g}".replace("-", "−") for number in (part.effect, part.low, part.high))
+    effect, low, high = (f"{number:+.1f}".replace("-", "−") for number in (part.effect, part.low, part.high))
     return f"{effect} ({low} to {high})" if math.isfinite(part.low) and math.isfinite(part.high) else effect
 
 
@@ -772,12 +773,3 @@ def _by_epoch(epochs: Mapping[int, Sequence[float]], scale: float) -> dict[int, 
     """In order of epochs, those with a number."""
     found = {epoch: [scale * v for v in values if math.isfinite(v)] for epoch, values in sorted(epochs.items())}
     return {epoch: values for epoch, values in found.items() if values}
-
-
-def _positive(name: object) -> float | None:
-    """The number that a name is, if it is one above 0; `10 %` is."""
-    try:
-        number = float(str(name).strip().removesuffix("%"))
-    except ValueError:
-        return None
-    return number if 0 < number < math.inf else None

@@ -148,10 +148,10 @@ def _space(sweep: SweepFolder) -> str:
 def _parents(client: "MlflowClient", stem: str) -> "list[Run]":
     """Parent runs of the sweep, in order of their start."""
     name, _, key = stem.rpartition("-")
-    for experiment, more in ((f"clar/{stem}", ""), (f"clar/{name}", f" and tags.`clar.parent` = '{key}'")):
-        found = client.get_experiment_by_name(experiment) if "'" not in experiment + more else None
+    for experiment, which in ((f"clar/{stem}", "LIKE '%'"), (f"clar/{name}", f"= '{key}'")):
+        found = client.get_experiment_by_name(experiment) if "'" not in key else None
         if found is not None:
-            runs = client.search_runs([found.experiment_id], f"tags.`clar.parent` LIKE '%'{more}", max_results=1000)
+            runs = client.search_runs([found.experiment_id], f"tags.`clar.parent` {which}", max_results=1000)
             return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
     return []
 

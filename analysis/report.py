@@ -91,9 +91,9 @@ def extend(found: Loaded, out: Outcome, options: Options = Options(), advance: A
     spread, table = out.folder / FOLDER, _as_csv(trials)
     with _portraits(found, trials, spread) as portraits:
         advance("statistics", 1, _STEPS)
-        first = [_pivot(out, trials, options)] if options.pivot else []
         _effects(out)
         _published(out, options)
+        first = [_pivot(out, trials, options)] if options.pivot else []
         advance("claims", 2, _STEPS)
         judged = judge(_claims(found, options), trials)
         _judgements(out, judged)

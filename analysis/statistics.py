@@ -306,7 +306,7 @@ def two_way(values: pd.DataFrame) -> TwoWay | None:
     def source(name: str, smaller: Any, larger: Any) -> Source:
         # statsmodels' anova_lm of several models takes F's error from the last, but its degrees of freedom from each.
         df, explained = int(smaller.df_resid - larger.df_resid), float(smaller.ssr - larger.ssr)
-        f = explained / df / error.mse_resid if error.df_resid > 0 and error.ssr else math.nan
+        f = float(explained / df / error.mse_resid) if error.df_resid > 0 and error.ssr else math.nan
         return Source(name, df, explained / total if total else math.nan, f, float(stats.f.sf(f, df, error.df_resid)))
 
     sources = [
@@ -341,10 +341,12 @@ def _sum_codes(levels: Sequence[Any]) -> dict[Any, np.ndarray]:
 def _effects(fitted: Any, contrasts: np.ndarray, names: Sequence[tuple[str, str]]) -> list[Effect]:
     """Linear combinations of a fit's first coefficients, with intervals and p-values."""
     blocks = np.zeros((len(contrasts), len(fitted.params) - contrasts.shape[1]))
-    found = fitted.t_test(np.hstack([contrasts, blocks]))
-    estimates = np.atleast_1d(found.effect)
+    weights = np.hstack([contrasts, blocks])
     if fitted.df_resid <= 0:
+        estimates = weights @ fitted.params
         return [Effect(*name, float(x), math.nan, math.nan, math.nan) for name, x in zip(names, estimates, strict=True)]
+    found = fitted.t_test(weights)
+    estimates = np.atleast_1d(found.effect)
     intervals, p_values = np.atleast_2d(found.conf_int(LEVEL)), holm(np.atleast_1d(found.pvalue).tolist())
     return [
         Effect(*name, float(x), float(low), float(high), p)

@@ -8,6 +8,7 @@ from clar.errors import near
 BENCHMARKS = {
     "augment": "clips per second of each augmentation, beside librosa and torch-audiomentations",
     "data": "decoding, opening and reading a clip store, beside a plain soundfile loop",
+    "report": "how long the report of a sweep takes, of 245 and of 5,000 trials",
     "sweep": "what a sweep costs beside its trials: time a trial, memory, the table of finished ones",
 }
 

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         parser.error("--repeats must be at least 1")
     console = Console(highlight=False)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="clar-benchmark-") as folder, _cache(Path(folder) / "cache"):
+    with tempfile.TemporaryDirectory(prefix="clar-benchmark-") as folder, own_cache(Path(folder) / "cache"):
         for name in options.only or MEASUREMENTS:
             console.print(f"measuring: {name}", markup=False)
             place = Path(folder) / name
@@ -104,7 +104,7 @@ def _verdict(row: Row) -> str:
 
 
 @contextmanager
-def _cache(folder: Path) -> Iterator[None]:
+def own_cache(folder: Path) -> Iterator[None]:
     """A cache of its own for this process and the commands that it starts."""
     before = os.environ.get("CLAR_CACHE")
     os.environ["CLAR_CACHE"] = str(folder)

@@ -318,7 +318,15 @@ class Plan:
             for candidate in search.candidates:
                 for folder in candidate.folders:
                     found[folder.identity].update({name: str(value) for name, value in candidate.chosen.items()})
-        return found
+        values: dict[str, set[str]] = {}
+        for of_one in found.values():
+            for name, value in of_one.items():
+                values.setdefault(name, set()).add(value)
+        # An axis of one value, such as that of a table with one column, tells nothing apart.
+        return {
+            identity: {name: value for name, value in of_one.items() if len(values[name]) > 1}
+            for identity, of_one in found.items()
+        }
 
     def recipe(self) -> dict[str, Any]:
         """All that the plan is made of, as JSON values; `restore` makes it again."""

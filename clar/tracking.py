@@ -314,42 +314,49 @@ class _Writer:
             tags |= {"clar.sweep": self.sweep.name, "clar.code_version": self.about.get("code_version", "")}
             title = f"{self.sweep.name} on {self.about.get('dataset', '')}"
             run = self.client.create_run(self.experiment, tags=tags, run_name=title)
-        missing = _missing(_params(self.about.get("base", {})), run.data.params)
+        # Its seeds are those of its trials.
+        base = {name: value for name, value in self.about.get("base", {}).items() if name != "seed"}
+        missing = _missing(_params(base), run.data.params)
         self._log(run.info.run_id, params=missing)
         return run
 
     def resume(self) -> None:
         """The sweep is being driven, whatever became of an earlier driver."""
         self._present()
-        # What it is, so that whoever has the server can read it while it runs.
-        _upload(self.client, self.parent, self.sweep.path, [_SWEEP_FILE])
         if self.client.get_run(self.parent).info.status != "RUNNING":
             self.client.update_run(self.parent, status="RUNNING")
 
     def _present(self) -> None:
-        """How the experiment is to be looked at: its description, and the columns of its table of runs.
+        """What the sweep is, for readers of its plan; how the experiment is to be looked at, for people.
 
         The UI shows neither parameters nor metrics by default, and folds the children. It can be told otherwise in one
         way: by views that the experiment keeps, which a link opens, and its first line shows on every page.
         """
+        recipe = hashlib.sha256(json.dumps(self.about.get("recipe"), sort_keys=True).encode()).hexdigest()
+        if self.client.get_run(self.parent).data.tags.get("clar.recipe") != recipe:
+            _upload(self.client, self.parent, self.sweep.path, [_SWEEP_FILE])
+            self._log(self.parent, tags={"clar.recipe": recipe})
         axes = [
             _param(name) for name in dict.fromkeys(name for one in self.about.get("axes", {}).values() for name in one)
         ]
         several = ["dataset"] if "," in self.about.get("dataset", "") else []
         params = list(dict.fromkeys([*several, *axes[:_MOST_AXES], "seed"]))
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in _METRICS_SHOWN]
+        # MLflow cuts off a name that is wider than its column.
+        widths = {column: max(100, 7 * len(column.split("`")[1]) + 30) for column in columns}
         tags = {}
         for key, (title, order, ascending) in _VIEWS.items():
             state = {
                 "orderByKey": order, "orderByAsc": ascending, "selectedColumns": columns,
-                "columnOrder": ["attributes.`Run Name`", *columns], "columnWidths": {"attributes.`Run Name`": 320},
+                "columnOrder": ["attributes.`Run Name`", *columns],
+                "columnWidths": {"attributes.`Run Name`": 320, **widths},
             }  # fmt: skip
             view = {"name": title, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
             tags[f"mlflow.sharedViewState.{key}"] = json.dumps(view)
         where = f"#/experiments/{self.experiment}/runs?workflowType=machine_learning&viewStateShareKey="
         links = " or ".join(f"[{title}]({where}{key})" for key, (title, *_) in _VIEWS.items())
         about = f"{self.about.get('summary', '')} On {self.about.get('dataset', '')}.".strip()
-        note = shortened(self.about.get("note", ""), _EXPERIMENT_NOTE)
+        note = shortened(_spaced(self.about.get("note", "")), _EXPERIMENT_NOTE)
         tags["mlflow.note.content"] = f"The runs as a table: {links}.\n\n{about}\n\n{note}"
         known = self.client.get_experiment(self.experiment).tags
         for name, value in tags.items():
@@ -516,7 +523,7 @@ class _Writer:
         clock = {name: float(value) for name, value in about.get("clock", {}).items() if value is not None}
         unfinished = "RUNNING" if live else "KILLED"
         status = {"done": "FINISHED", "failed": "FAILED"}.get(about.get("state", ""), unfinished)
-        note = shortened(about.get("note", ""), _RUN_NOTE)
+        note = shortened(_spaced(about.get("note", "")), _RUN_NOTE)
         self._present()
         content = hashlib.sha256(json.dumps([note, clock, files], sort_keys=True).encode())
         for name in files:
@@ -684,6 +691,11 @@ def shortened(markdown: str, most: int) -> str:
     return (
         f"{markdown[: max(end, 0)]}\n\nThere is more than fits here: see the artifact report.html of the sweep's run."
     )
+
+
+def _spaced(markdown: str) -> str:
+    """The same with no-break spaces between the cells of its tables, which MLflow would let touch."""
+    return re.sub(r"(?m)^\|(?! ---).*", lambda row: row[0].replace(" | ", " | \u00a0\u00a0"), markdown)
 
 
 def _param(name: str) -> str:

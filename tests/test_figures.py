@@ -178,7 +178,7 @@ def test_a_row_an_augmentation_and_a_dot_a_place(tmp_path: Path) -> None:
 
 def test_claims_say_their_numbers_and_units_and_differ_without_colour(tmp_path: Path) -> None:
     said = texts(figures.claims(PARTS, "title", tmp_path / "claims")[1])
-    assert {"+3.1 (+1.2 to +5)", "−2.1 (−4.2 to −0.3)", "+12 (+5 to +22)", "+0.4", "–"} <= set(said)
+    assert {"+3.1 (+1.2 to +5.0)", "−2.1 (−4.2 to −0.3)", "+12.0 (+5.0 to +22.0)", "+0.4", "–"} <= set(said)
     assert said.count("percentage points") == said.count("epochs saved") == 1
     assert {"confirmed", "refuted", "undecided", "not run"} <= set(said)
     assert "refuted" not in texts(figures.claims(PARTS[2:], "title", tmp_path / "fewer")[1])

@@ -40,8 +40,14 @@ def test_a_sweep_from_plan_to_table_again_and_with_more_seeds(command: Command) 
     assert parent.info.status == "FINISHED"
     assert "| fade |" in parent.data.tags["mlflow.note.content"]
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
-        "table.md", "table.csv", "table.tex", "heat_map.png", "heat_map.svg"
+        "table.md", "table.csv", "table.tex", "heat_map.png", "heat_map.svg", "report.html", "report", "sweep.json",
     }  # fmt: skip
+    page = Path(re.search(r"report +(\S+/report.html)", output)[1])
+    assert "Embeddings of the best run" in page.read_text()
+    assert (page.parent / "report" / "embedding_map.csv").read_text().count("\n") > 10
+    assert {"report/embedding_map.svg", "report/example-fade.png", "report/trials.csv"} <= {
+        file.path for file in client.list_artifacts(parent.info.run_id, "report")
+    }
     assert {run.info.run_name for run in children} == {"fade, seed 0", "time_shift, seed 0"}
     for run in children:
         result = first[run.data.tags["clar.identity"]]
@@ -51,7 +57,9 @@ def test_a_sweep_from_plan_to_table_again_and_with_more_seeds(command: Command) 
         assert len(run.data.tags["clar.dataset_fingerprint"]) == 64
         assert run.data.tags["clar.code_version"]
         assert run.data.params["augmentations"] in ("fade", "time_shift")
-        assert set(run.data.params) == set(TrialConfig.model_fields)
+        # All fields, and what the rows of its table are called; its only column tells nothing apart.
+        assert set(run.data.params) == {*TrialConfig.model_fields, "augmentation"}
+        assert run.data.params["augmentation"] == run.data.params["augmentations"]
         for name, value in result.metrics().items():
             assert run.data.metrics[name] == value
         for name in ("train_loss", "valid_top1", "clips_per_second"):

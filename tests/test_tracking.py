@@ -210,7 +210,7 @@ def test_a_sweep_as_mlflow_shows_it(storage: Path) -> None:
     assert parent["tags"]["mlflow.note.content"] == "# A table"
     assert [row[:3] for row in parent["metrics"]] == [("sweep_seconds", 0, 12.5)]
     files = sorted(path.name for path in (storage / "mlartifacts").rglob("*") if path.is_file())
-    assert files == sorted(["config.json", "log.txt"] * 4 + ["encoder.safetensors"] * 2 + ["table.csv"])
+    assert files == sorted(["config.json", "log.txt"] * 4 + ["encoder.safetensors"] * 2 + ["sweep.json", "table.csv"])
     assert not any(path.is_symlink() for path in (storage / "mlartifacts").rglob("*"))
 
 
