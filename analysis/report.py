@@ -19,7 +19,6 @@ from typing import Annotated, Any, NamedTuple
 import pandas as pd
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from analysis import costs, load, outcome, page, pivot, reference, tables
 from analysis.claims import EPOCHS, PAPER, POINTS, Claim, Judgement, describe, fewer_epochs, judge, p_text
@@ -30,6 +29,7 @@ from analysis.results import METRICS, frame
 from analysis.statistics import LEVEL, Effect, TwoWay, two_way
 from analysis.tables import Listing
 from clar import __version__, datasets, tracking
+from clar import progress as progress_bar
 from clar.cli import command, storage_path
 from clar.config import AUGMENTATIONS, RESULTS_VERSION
 from clar.errors import UserError
@@ -583,19 +583,19 @@ def main(
         raise UserError(f"--target {target:g}: an accuracy in per cent, above 0 and up to 100")
     chosen = (rows, columns, metric) if rows is not None and columns is not None else None
     options = Options(reference, claims, None if target is None else target / 100, chosen, tuple(where or ()))
-    with tempfile.TemporaryDirectory(prefix="clar-report-") as temporary, bar() as advance:
+    with tempfile.TemporaryDirectory(prefix="clar-report-") as temporary, progress_bar.bar(name) as bar:
         remote = tracking_uri if storage is None else None
         if remote:
-            found = load.from_mlflow(name, remote, Path(temporary), advance)
+            found = load.from_mlflow(name, remote, Path(temporary), bar.show)
         else:
             found = load.from_storage(name, storage_path(storage or Path("clar_runs"), make=False))
         own = out is None and not remote
         folder = (
             found.plan.output.path if own else (out or Path(f"clar_report/{found.plan.output.path.name}")).absolute()
         )
-        advance("tables", 0, 6)
+        bar.show("tables", 0, _STEPS)
         made = outcome.write(found.plan, found.live, folder)
-        report = extend(found, made, options, advance)
+        report = extend(found, made, options, bar.show)
     for other in found.others:
         console.print(f"another sweep of this name: {other}; name it so to see its report", markup=False)
     outcome.show(made, console)
@@ -629,16 +629,6 @@ def _log(found: Loaded, made: Outcome, report: Report, uri: str | None, own: boo
     except Exception as error:
         return f"{uri} cannot be written ({tracking.one_line(error)}); all is in {made.folder}"
     return uri
-
-
-@contextmanager
-def bar() -> Iterator[Advance]:
-    """A bar of progress on a terminal, and nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clar import progress
 from clar.errors import UserError, near
 from clar.files import write_atomically, write_json
 
@@ -255,10 +256,10 @@ def _decode_all(work: Path, source: Source) -> list[str | None]:
             for mark, (start, stop) in zip(marks, shards, strict=True)
             if not _is_finished(decoded, mark, 2 * start * source.samples, 2 * stop * source.samples)
         ]
-    with _progress(f"{source.name}: decoding", total) as advance:
-        advance(total - sum(stop - start for _, start, stop in todo))
+    with progress.bar(f"{source.name}: decoding", total) as bar:
+        bar.advance(total - sum(stop - start for _, start, stop in todo))
         if todo:
-            _run_shards(work, source, todo, advance)
+            _run_shards(work, source, todo, bar.advance)
     return [reason for mark in marks for reason in json.loads(mark.read_text())["reasons"]]
 
 
@@ -428,18 +429,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr where that is a terminal; yields the function that counts clips."""
-    if not sys.stderr.isatty():
-        yield lambda clips: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda clips: bar.advance(task, clips)

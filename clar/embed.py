@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import typer
 
+from clar import progress
 from clar.cli import command
 from clar.datasets.decode import Unusable, decode
 from clar.errors import UserError
@@ -23,10 +24,11 @@ def embed(encoder: LoadedEncoder, files: list[Path], batch: int = 64) -> np.ndar
         UserError: a file cannot be read, or is empty or silent.
     """
     rows = []
-    for start in range(0, len(files), batch):
-        clips_BT = np.stack([_clip(encoder, file) for file in files[start : start + batch]])
-        with torch.inference_mode():
+    with progress.bar("embedding", len(files)) as bar, torch.inference_mode():
+        for start in range(0, len(files), batch):
+            clips_BT = np.stack([_clip(encoder, file) for file in files[start : start + batch]])
             rows.append(encoder.module(torch.from_numpy(clips_BT).float() / 32768).numpy())
+            bar.advance(len(clips_BT))
     return np.concatenate(rows)
 
 

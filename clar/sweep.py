@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from clar import datasets, packing, space
+from clar import datasets, packing, progress, space
 from clar.cli import (
     DataRoot,
     Preset,
@@ -462,8 +462,8 @@ class _Driver:
         outcome.show(tables, self.console)
         found = report.Loaded(plan, plan.output.read() or {}, False, str(plan.storage), [])
         try:
-            with report.bar() as advance:
-                made = report.current(found, tables) or report.extend(found, tables, advance=advance)
+            with progress.bar("report") as bar:
+                made = report.current(found, tables) or report.extend(found, tables, advance=bar.show)
         except Exception as error:
             # The trials are done and their tables printed: what is wrong with the report is no fault of the sweep's.
             name = plan.space.path or plan.space.name

@@ -36,6 +36,7 @@ import typer
 from filelock import FileLock, Timeout
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
+from clar import progress
 from clar.cli import Storage, TrackingURI, command, storage_path
 from clar.errors import UserError
 from clar.files import write_atomically
@@ -363,11 +364,12 @@ class _Writer:
             if known.get(name) != value:
                 self.client.set_experiment_tag(self.experiment, name, value)
 
-    def everything(self, live: bool) -> tuple[int, int]:
+    def everything(self, live: bool, advance: Callable[[], object] = lambda: None) -> tuple[int, int]:
         """Write what is missing of the sweep; how many runs were written, and how many were up to date.
 
         Args:
             live: whether somebody drives the sweep, so that what is not done is not at an end.
+            advance: called after each trial.
         """
         if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).exists():
             raise FileNotFoundError(f"{self.uri} has been deleted")
@@ -378,6 +380,7 @@ class _Writer:
             found[run.data.tags.get("clar.identity", "")].append(run)
         written = same = 0
         for identity in self.about.get("trials", []):
+            advance()
             if not (self.sweep.storage / "trials" / identity / "config.json").exists():
                 continue  # not begun, or about to begin anew
             try:
@@ -753,8 +756,9 @@ def sync(storage: Storage = Path("clar_runs"), tracking_uri: TrackingURI = None)
         client = connect(uri, place)
         for sweep in sweeps:
             try:
-                writer = _Writer(client, uri, sweep)
-                written, same = writer.everything(sweep.drivers_alive())
+                with progress.bar(sweep.path.name, len((sweep.read() or {}).get("trials", []))) as bar:
+                    writer = _Writer(client, uri, sweep)
+                    written, same = writer.everything(sweep.drivers_alive(), bar.advance)
             except UserError as error:
                 faults += 1
                 print(f"error: {error}", file=sys.stderr)

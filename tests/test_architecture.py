@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHAIN = [
-    ["errors"], ["files", "config"], ["seeds", "clips"], ["datasets"], ["vocoder"], ["augment"], ["features"],
-    ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
+    ["errors"], ["files", "config", "progress"], ["seeds", "clips"], ["datasets"], ["vocoder"], ["augment"],
+    ["features"], ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
     ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking"], ["train", "embed"], ["packing"], ["trial"],
     ["sweep"],
 ]  # fmt: skip
@@ -52,6 +52,8 @@ def test_modules_import_along_the_chain_and_never_back() -> None:
         ("clar.datasets", ("torch", "torchaudio", "ray")),
         ("analysis.tables", ("torch", "ray", "mlflow", "matplotlib")),
         ("analysis.outcome", ("torch", "ray", "mlflow", "matplotlib", "optuna")),
+        ("analysis.report", ("torch", "ray", "mlflow", "matplotlib", "optuna", "scipy", "statsmodels")),
+        ("analysis.portraits", ("torch", "matplotlib", "sklearn")),
     ],
 )
 def test_what_a_module_does_not_load(module: str, absent: tuple[str, ...]) -> None:

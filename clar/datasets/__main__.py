@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from clar import datasets
+from clar import datasets, progress
 from clar.cli import command
 from clar.clips import SPLITS, ClipStore
 from clar.datasets import digits
@@ -103,8 +103,10 @@ def export_folder(store: ClipStore, folder: Path) -> None:
     try:
         for word in store.classes:
             (partial / word).mkdir(parents=True)
-        for clip_T, file in zip(store.clips, store.files, strict=True):
-            soundfile.write(partial / file, clip_T, store.sample_rate, "PCM_16")
+        with progress.bar(f"{folder.name}: writing", len(store)) as bar:
+            for clip_T, file in zip(store.clips, store.files, strict=True):
+                soundfile.write(partial / file, clip_T, store.sample_rate, "PCM_16")
+                bar.advance()
         for split, name in LISTS.items():
             lines = sorted(store.files[i] for i in store.split(split))
             (partial / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
