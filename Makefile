@@ -30,7 +30,7 @@ lint: $(INSTALLED)
 # The runs of the default storage in the browser, on this machine only.
 ui: $(INSTALLED)
 	@test -f clar_runs/mlflow.db || { echo "error: no runs in clar_runs yet; make demo trains some"; exit 2; }
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/clar_runs/mlflow.db --host 127.0.0.1 --port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true .venv/bin/mlflow ui --workers 1 --backend-store-uri sqlite:///$(CURDIR)/clar_runs/mlflow.db --host 127.0.0.1 --port 5000
 
 # After a change of the dependencies: newest versions that fit, with hashes, without the index they came from.
 lock: $(INSTALLED)

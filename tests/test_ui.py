@@ -244,6 +244,7 @@ def use(report: Page | FrameLocator, swept: Command) -> None:
         found = [text.rstrip("†") for text in grid.evaluate(shown)]
         assert found == sorted(first, key=float, reverse=backwards)
     sound = report.get_by_label("fade: after")
+    sound.scroll_into_view_if_needed()
     assert sound.evaluate("async sound => { await sound.play(); return !sound.paused }")
     assert sound.evaluate(
         "sound => new Promise(done => { sound.ontimeupdate = () => sound.currentTime > 0.05 && done(true) })"
