@@ -413,13 +413,14 @@ def _page(
     found: Loaded, out: Outcome, trials: pd.DataFrame, judged: list[Judgement], made: dict[str, Any], first: list[str]
 ) -> page.Page:
     plan, about = found.plan, found.about
-    sections = [Section("Claims", _verdicts(judged, out))] if judged else []
+    sections = [Section("Claims", _verdicts(judged))] if judged else []
     skipped = {"claims", "costs", *first}
     sections += [_section(out, key) for key in first]
     sections += [_section(out, key) for key in out.sections if key not in skipped and out.sections[key].pieces]
     sections += _pictures(made, out.folder / FOLDER)
     sections.append(_section(out, "costs"))
-    sections.append(Section("Trials", (Folded(f"All {len(trials)} trials", (_trial_table(trials),)),)))
+    details = (Folded("Every comparison of the claims", _section(out, "claims").parts),) if judged else ()
+    sections.append(Section("Details", (*details, Folded(f"All {len(trials)} trials", (_trial_table(trials),)))))
     base = {name: value for bases in plan.bases.values() for name, value in bases[0].differences().items()}
     settings = ", ".join(f"{name} {_shown(value)}" for name, value in base.items() if name not in ("dataset", "seed"))
     fingerprints = ", ".join(f"{name} ({store.fingerprint[:12]})" for name, store in plan.stores.items())
@@ -466,12 +467,12 @@ def _summary(found: Loaded, judged: list[Judgement]) -> str:
     return f"{found.plan.space.summary} The sweep is {state}: {progress(found)}.{claims}"
 
 
-def _verdicts(judged: list[Judgement], out: Outcome) -> tuple[Part, ...]:
+def _verdicts(judged: list[Judgement]) -> tuple[Part, ...]:
     verdicts: list[Part] = []
     for one in judged:
         text = str(one).partition(f"{one.verdict}; ")[2]
         verdicts.append(Verdict(one.claim.statement, one.verdict, f"{text[:1].upper()}{text[1:]}."))  # type: ignore[arg-type]
-    return (*verdicts, Folded("Every comparison of the claims", _section(out, "claims").parts))
+    return tuple(verdicts)
 
 
 def _section(out: Outcome, key: str) -> Section:
