@@ -1,14 +1,13 @@
 """What a sweep has cost, and what dedupe, sharing and early stopping have saved."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from statistics import fmean
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from analysis.results import state_of
 from analysis.tables import Listing
 from clar.plan import Plan
-from clar.result import EpochRecord, TrialFolder
+from clar.result import TrialFolder
 
 _KWH = 3.6e6
 
@@ -38,14 +37,17 @@ def table(plan: Plan, about: Mapping[str, Any], live: bool) -> Listing:
             "training time",
             hours(sum(result.train_seconds for result in results) + unfinished),
             f"of all trials, one after the other, whoever trained them; {hours(unfinished)} of it in trials without a "
-            f"result, by their epochs",
+            f"result, by their epochs without probes",
         ),
         (
             "CPU-hours",
-            *_measured((result.cpu_seconds for result in results), hours, "all threads of the trials' processes"),
+            *_measured([one.cpu_seconds for one in results], hours, "of all threads of the trials' processes"),
         ),
-        ("GPU-hours", hours(sum(result.gpu_seconds for result in results)), "a share of a GPU counts as a whole one"),
-        ("energy", *_measured((result.energy_joules for result in results), energy, "as the devices report it")),
+        (
+            "GPU-hours",
+            *_measured([one.gpu_seconds for one in results], hours, "a share of a GPU counting as a whole one"),
+        ),
+        ("energy", *_measured([one.energy_joules for one in results], energy, "as the devices report it")),
     ]
     for what, count, seconds, how in _savings(plan, about, cut):
         rows.append((f"saved: {what}", hours(seconds), f"{count} {how}"))
@@ -68,13 +70,13 @@ def energy(joules: float) -> str:
     return f"{joules / 3600:,.1f} Wh" if joules < _KWH else f"{joules / _KWH:,.2f} kWh"
 
 
-def _measured(values: Iterable[float | None], show: Callable[[float], str], how: str) -> tuple[str, str]:
-    """A sum over the trials that have the number, and how many those are."""
-    every = list(values)
-    known = [value for value in every if value is not None]
+def _measured(values: Sequence[float | None], show: Callable[[float], str], how: str) -> tuple[str, str]:
+    """A sum over the trials with a result that have the number, and how many those are."""
+    known = [value for value in values if value is not None]
     if not known:
-        return "-", "no device of a trial has reported it"
-    return show(sum(known)), how if len(known) == len(every) else f"{how}; of {len(known)} of {len(every)} trials"
+        return "-", f"{how}; none of the {len(values)} trials with a result has it"
+    of = f"{len(values)}" if len(known) == len(values) else f"{len(known)} of the {len(values)}"
+    return show(sum(known)), f"{how}; of the {of} trials with a result"
 
 
 def _savings(plan: Plan, about: Mapping[str, Any], cut: set[str]) -> Iterable[tuple[str, int, float, str]]:
@@ -106,16 +108,14 @@ def _savings(plan: Plan, about: Mapping[str, Any], cut: set[str]) -> Iterable[tu
         "trials start from a pre-training that another has, too",
     )  # fmt: skip
     stopped = [plan.folders[identity] for identity in cut if plan.result(plan.folders[identity]) is None]
-    left = sum(_epoch_seconds(plan, folder) * (folder.config.epochs - len(folder.epochs())) for folder in stopped)
+    left = sum(
+        _seconds_so_far(plan, folder) / len(epochs) * (folder.config.epochs - len(epochs))
+        for folder in stopped if (epochs := folder.epochs())
+    )  # fmt: skip
     yield "early stopping", len(stopped), left, "trials were cut; by the time that their epochs took"
 
 
 def _seconds_so_far(plan: Plan, folder: TrialFolder) -> float:
-    """How long a trial without a result has trained, by its epochs."""
-    return _epoch_seconds(plan, folder) * len(folder.epochs())
-
-
-def _epoch_seconds(plan: Plan, folder: TrialFolder) -> float:
-    epochs: list[EpochRecord] = folder.epochs()
-    speeds = [record.clips_per_second for record in epochs if record.clips_per_second > 0]
-    return len(plan.stores[folder.config.dataset].split("train")) / fmean(speeds) if speeds else 0.0
+    """How long a trial without a result has trained, by its epochs; its probes are not in it."""
+    clips = len(plan.stores[folder.config.dataset].split("train"))
+    return sum(clips / record.clips_per_second for record in folder.epochs() if record.clips_per_second > 0)

@@ -131,6 +131,7 @@ def heat_map(
     path: Path,
     states: pd.DataFrame | None = None,
     marks: pd.DataFrame | None = None,
+    best: pd.DataFrame | None = None,
 ) -> list[Path]:
     """The grid of accuracies as colours with their values, written as `path`.png and `path`.svg.
 
@@ -141,6 +142,7 @@ def heat_map(
         states: of the same shape: what is said where there is no number, such as `cut` or `failed`; nothing where it is
             empty. Without it, a dash.
         marks: of the same shape, booleans: values that get a dagger, since they cannot be told from the best.
+        best: of the same shape, booleans: values in bold; without it, the largest.
 
     Returns:
         The files written.
@@ -149,6 +151,7 @@ def heat_map(
     rows, columns = values.shape
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    bold = np.isclose(values, high, rtol=1e-12) if best is None else best.to_numpy(dtype=bool)
     row_names, column_names = _labels(means.index), _labels(means.columns)
     width = 1.05 * max(columns, 2) + 1.3 + _inches(row_names)
     height = (0.62 if rows <= 20 else 0.36) * max(rows, 2) + 1.4 + 0.5 * _inches(column_names)
@@ -169,7 +172,7 @@ def heat_map(
                 axes.text(
                     column, row, f"{value:.1f}†" if marked else f"{value:.1f}", ha="center", va="center",
                     color="black" if value > 0.55 * low + 0.45 * high else "white",
-                    fontweight="bold" if math.isclose(value, high, rel_tol=1e-12) else "normal",
+                    fontweight="bold" if bold[row, column] else "normal",
                 )  # fmt: skip
                 continue
             state = "missing" if states is None else str(states.iat[row, column])

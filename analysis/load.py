@@ -28,6 +28,8 @@ Advance = Callable[[str, int, int], object]
 """Told what is under way, how much of it is done, and how much there is."""
 
 _CONNECTIONS = 8
+_LOSSES = ("clar", "self_supervised")
+"""What the claim about epochs compares."""
 
 
 @dataclass
@@ -95,6 +97,9 @@ def from_mlflow(name: str, uri: str, folder: Path, advance: Advance = lambda *_:
     """
     stem = Path(name).stem if name.endswith(".py") else name
     try:
+        database = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and not database.exists():
+            raise UserError(f"--tracking-uri {uri}: there is no {database}; name the database of a sweep")
         client = tracking.connect(uri, folder)
         parents = _parents(client, stem)
         if not parents:
@@ -113,7 +118,10 @@ def from_mlflow(name: str, uri: str, folder: Path, advance: Advance = lambda *_:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"MLflow at {uri} cannot be read ({tracking.one_line(error)})") from error
+        reason = tracking.one_line(error)[:150]
+        raise UserError(
+            f"--tracking-uri {uri}: cannot be read; is it right, and does the server run? ({reason})"
+        ) from error
     by_identity = {run.data.tags.get("clar.identity", ""): run.info.run_id for run in runs}
 
     def fetch(trial: TrialFolder) -> None:
@@ -137,7 +145,7 @@ def _plan(
     where = name if name.endswith(".py") else about["recipe"]["space"]
     plan = restore(storage, about["recipe"], space.load(where), mean_interval)
     before_replay(plan)
-    plan.replay()
+    plan.replay(failed_again=False)
     return plan
 
 
@@ -224,13 +232,20 @@ def _result(run: "Run", epochs: Iterable[EpochRecord] = ()) -> dict[str, Any]:
 
 
 def _fetch_epochs(client: "MlflowClient", plan: Plan, runs: "Sequence[Run]", advance: Advance) -> None:
-    """The probes by epoch of those trials that something asks for them: curves, and decisions of early stopping."""
-    wanted = {member.folder.identity for member in plan.members
-              if plan.halving or (member.study.curve and member.study.curve(member.config) is not None)}  # fmt: skip
-    if plan.halving:
-        # Candidates of a search are planned as it is replayed; all that ran may be asked for.
-        wanted |= {run.data.tags.get("clar.identity", "") for run in runs}
-    chosen = [run for run in runs if run.data.tags.get("clar.identity") in wanted]
+    """The probes by epoch of those trials of which something asks for them.
+
+    Curves and the claim about epochs do, early stopping does of all, and so do the costs of trials without a result.
+    """
+    compared = {member.config.loss for member in plan.members} >= set(_LOSSES)
+    wanted = {
+        member.folder.identity for member in plan.members
+        if (member.study.curve and member.study.curve(member.config) is not None)
+        or (compared and member.config.loss in _LOSSES and member.config.label_fraction == 1)
+    }  # fmt: skip
+    chosen = [
+        run for run in runs
+        if plan.halving or run.info.status != "FINISHED" or run.data.tags.get("clar.identity") in wanted
+    ]  # fmt: skip
 
     def history(run: "Run") -> list[EpochRecord]:
         probes = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "valid_top1")}

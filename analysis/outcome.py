@@ -19,7 +19,7 @@ from analysis.statistics import Agreement, kendall_tau, pareto_front
 from analysis.tables import Entry, Grid, Listing
 from clar import __version__
 from clar.config import RESULTS_VERSION
-from clar.files import write_atomically, write_json
+from clar.files import read_json, write_atomically, write_json
 from clar.plan import Member, Plan
 from clar.result import TrialFolder
 from clar.rounds import score_at
@@ -68,7 +68,8 @@ class Outcome:
 
     folder: Path
     sections: dict[str, Section] = field(default_factory=dict)
-    grids: dict[str, tuple[Grid, pd.DataFrame]] = field(default_factory=dict)
+    grids: dict[str, tuple[str, Grid, pd.DataFrame]] = field(default_factory=dict)
+    """By stem: key of the section, table, its cells."""
     files: list[Path] = field(default_factory=list)
     current: str = ""
     _undrawn: list[Figure] = field(default_factory=list)
@@ -107,7 +108,7 @@ class Outcome:
         `record` is the file that remembers what they were drawn from: all texts up to now.
         """
         path, content = self.folder / record, self._content.hexdigest()
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = read_json(path)
         drawn = [path.parent / name for name in known.get("files", [])]
         if known.get("content") != content or not all(path.exists() for path in drawn):
             from analysis import figures
@@ -163,6 +164,7 @@ def write(plan: Plan, live: bool = True, folder: Path | None = None) -> Outcome:
         outcome.section("more seeds", "More seeds")
         for name, reason in plan.precision.reasons.items():
             outcome.say(f"{name}: no more seeds, since {reason}.")
+        outcome.say("Seeds were added where the results were close: marks, tests and claims are a little too sure.")
     outcome.text("table.md", outcome.markdown())
     outcome.files.insert(0, outcome.files.pop())
     return outcome
@@ -220,7 +222,10 @@ def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid]]:
                     said = state if value is not None or state != "done" else "missing"
                     entries.append(Entry(row, column, said, value, member.config.seed, version))
                 title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}."
-                yield study, metric, stem_of(study.name, name, metric), Grid(title, rows, columns, entries)
+                yield (
+                    study, metric, stem_of(study.name, name, metric),
+                    Grid(title, rows, columns, entries, within=study.within),
+                )  # fmt: skip
 
 
 def _version(folder: TrialFolder) -> str:
@@ -236,17 +241,18 @@ def stem_of(*parts: str) -> str:
 
 def _grid(outcome: Outcome, stem: str, grid: Grid, metric: str, single: bool) -> None:
     cells = tables.cells(grid)
-    outcome.grids[stem] = grid, cells
+    outcome.grids[stem] = outcome.current, grid, cells
     outcome.listing(tables.listing(grid, cells), stem, cells.to_csv(index=False))
     if notes := tables.notes(grid, cells):
         outcome.say("\n".join(notes))
-    means, low, high, states, marks = (
-        tables.grid(grid, cells, what) for what in ("mean", "low", "high", "state", "tied")
+    means, low, high, states, marks, best = (
+        tables.grid(grid, cells, what) for what in ("mean", "low", "high", "state", "tied", "best")
     )
     stem = "heat_map" if single else f"{stem}-heat_map"
     outcome.figure(
-        stem, f"Heat map of the table: {grid.title}", "heat_map", means, grid.title, states=states, marks=marks
-    )
+        stem, f"Heat map of the table: {grid.title}", "heat_map",
+        means, grid.title, states=states, marks=marks, best=best,
+    )  # fmt: skip
     # Columns that are numbers, such as the share of labels, are an axis.
     if len(means) > 1 and len(means.columns) > 1 and all(tables.positive(name) for name in means.columns):
         outcome.figure(

@@ -12,6 +12,8 @@ SMALL = ("train_seconds", "gpu_seconds", "cpu_seconds", "energy_joules")
 """Numbers of which less is better; they are no shares."""
 
 _PLAIN = ("probe_l2",)
+_TASKS = ("dataset", "label_fraction")
+"""Fields whose values are different tasks: accuracies on other data, or with other labels, are not compared."""
 
 
 def grid(
@@ -19,8 +21,9 @@ def grid(
 ) -> tuple[Grid, list[str]]:
     """A number of the trials by two of their fields, and what a reader has to know about the table.
 
-    A cell is the mean over whatever else differs among its trials, taken seed by seed, so that `n` counts seeds; the
-    notes name the fields that it is taken over, and say where cells do not hold the same trials.
+    A cell is the mean over whatever else differs among its trials, taken seed by seed, so that `n` counts seeds; a seed
+    that lacks some of a cell's trials is left out. The notes name the fields that it is taken over, and say where cells
+    do not hold the same trials.
 
     Args:
         trials: the frame of `analysis.results.frame`.
@@ -40,36 +43,45 @@ def grid(
     chosen = trials
     for condition in where:
         chosen = _having(chosen, condition)
+    chosen = chosen.assign(**{name: chosen[name].map(str) for name in (rows, columns)})
     others = [
         name for name in FIELDS
         if name not in ("seed", rows, columns) and chosen[name].nunique(dropna=False) > 1
     ]  # fmt: skip
-    entries = []
-    contents: dict[tuple[str, str], set[tuple[str, ...]]] = {}
-    for keys, group in chosen.groupby([rows, columns, "seed"], sort=False, dropna=False):
-        row, column, seed = map(str, keys)
-        place = row, column
-        contents.setdefault(place, set()).update(
-            tuple(map(str, values)) for values in group[others].itertuples(index=False)
-        )
-        known = group.drop_duplicates("identity")
-        states = set(known["state"])
-        state = next((name for name in ("failed", "running", "stopped", "cut", "missing") if name in states), "done")
-        # A mean over some of a cell's trials would say something else than one over all.
-        value = float(known[metric].mean(skipna=False)) if state == "done" else None
-        versions = sorted(set(known["code_version"]))
-        entries.append(Entry(*place, state, value, int(seed), versions[-1] if state == "done" else ""))
+    entries, left_out = [], 0
+    contents = []
+    for (row, column), cell in chosen.groupby([rows, columns], sort=False):
+        what = cell[others].astype(str).agg(" ".join, axis=1) if others else pd.Series("", index=cell.index)
+        whole = frozenset(what)
+        contents.append(whole)
+        for seed, group in cell.groupby("seed", sort=False):
+            if frozenset(what[group.index]) != whole:
+                left_out += 1
+                continue
+            known = group.drop_duplicates("identity")
+            states = set(known["state"])
+            state = next(
+                (name for name in ("failed", "running", "stopped", "cut", "missing") if name in states), "done"
+            )
+            # A mean over some of a cell's trials would say something else than one over all.
+            value = float(known[metric].mean(skipna=False)) if state == "done" else None
+            version = max(known["code_version"]) if state == "done" else ""
+            entries.append(Entry(str(row), str(column), state, value, int(str(seed)), version))
     notes = []
     if others:
         notes.append(f"each number is a mean over {', '.join(others)}; --where field=value chooses one of them")
-    if len({frozenset(content) for content in contents.values()}) > 1:
+    if left_out:
+        notes.append(f"seeds that lack some of a cell's trials are left out: {left_out}")
+    if len(set(contents)) > 1:
         notes.append("cells do not hold the same trials: they differ in more than their row and column")
+    tasks = (rows in _TASKS, columns in _TASKS)
+    within = {(True, True): "nothing", (True, False): "row", (False, True): "column"}.get(tasks, "table")
     conditions = f", {', '.join(where)}" if where else ""
     unit = "" if metric in SMALL or metric in _PLAIN else ", %"
     source = Grid(
         f"{metric}{unit}, by {rows} and {columns}{conditions}.",
-        (rows, _ordered(chosen[rows])), (columns, _ordered(chosen[columns])), entries,
-        share=bool(unit), maximise=metric not in SMALL,
+        (rows, _ordered(trials[rows], chosen[rows])), (columns, _ordered(trials[columns], chosen[columns])), entries,
+        share=bool(unit), maximise=metric not in SMALL, within="nothing" if metric in _PLAIN else within,
     )  # fmt: skip
     return source, notes
 
@@ -91,12 +103,13 @@ def _having(trials: pd.DataFrame, condition: str) -> pd.DataFrame:
     return found
 
 
-def _ordered(values: pd.Series) -> tuple[str, ...]:
-    """Numbers by size, texts as the trials bring them."""
+def _ordered(values: pd.Series, shown: pd.Series) -> tuple[str, ...]:
+    """Those that are shown: numbers by size, texts as the trials bring them."""
     unique = list(dict.fromkeys(values))
     if all(isinstance(value, int | float) for value in unique):
         unique.sort()
-    return tuple(map(str, unique))
+    there = set(shown)
+    return tuple(text for text in dict.fromkeys(map(str, unique)) if text in there)
 
 
 def varied(trials: pd.DataFrame) -> Mapping[str, int]:

@@ -4,6 +4,7 @@ Works on a finished sweep and on a running one, from the storage or from any MLf
 own report when it ends, by the same code.
 """
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -11,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -33,7 +35,7 @@ from clar import progress as progress_bar
 from clar.cli import command, storage_path
 from clar.config import AUGMENTATIONS, RESULTS_VERSION
 from clar.errors import UserError
-from clar.files import write_json
+from clar.files import read_json, write_json
 from clar.plan import Plan
 from clar.result import TrialFolder
 
@@ -42,6 +44,7 @@ PAGE, FOLDER = "report.html", "report"
 
 _INPUTS = "inputs.json"
 _STEPS = 6
+_METRIC = "test_top1"
 _PAIRS_SHOWN = 8
 _TRIAL_COLUMNS = ("title", "state", "test_top1", "test_top5", "valid_top1", "train_seconds", "identity")
 
@@ -75,7 +78,13 @@ class Report:
     verdicts: list[str]
 
 
-def extend(found: Loaded, out: Outcome, options: Options = Options(), advance: Advance = lambda *_: None) -> Report:
+def extend(
+    found: Loaded,
+    out: Outcome,
+    options: Options = Options(),
+    advance: Advance = lambda *_: None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Report:
     """Add to a sweep's tables all else that the report has, draw all figures, and write the page.
 
     Args:
@@ -83,6 +92,7 @@ def extend(found: Loaded, out: Outcome, options: Options = Options(), advance: A
         out: its tables, as `analysis.outcome.write` gives them.
         options: what to show beside.
         advance: told how far it is.
+        meanwhile: called when there is nothing to do but to wait for another process.
 
     Raises:
         UserError: an option is wrong.
@@ -95,20 +105,21 @@ def extend(found: Loaded, out: Outcome, options: Options = Options(), advance: A
         _published(out, options)
         first = [_pivot(out, trials, options)] if options.pivot else []
         advance("claims", 2, _STEPS)
-        judged = judge(_claims(found, options), trials)
-        _judgements(out, judged)
+        judged, silent = _judged(found, options, trials)
+        _judgements(out, judged, silent)
         out.section("costs", "Costs")
         out.listing(costs.table(found.plan, found.about, found.live), f"{FOLDER}/costs")
         out.text(f"{FOLDER}/trials.csv", table)
         advance("figures", 3, _STEPS)
         out.draw(f"{FOLDER}/drawn.json")
         advance("embeddings and examples", 4, _STEPS)
+        meanwhile()
         made = portraits()
     advance("page", 5, _STEPS)
     out.text(f"{FOLDER}/report.md", out.markdown(headings=True))
     out.text(PAGE, page.render(_page(found, out, trials, judged, made, first)))
     out.files += [spread / name for name in made.get("files", []) if not name.endswith(".wav")]
-    verdicts = [str(judgement) for judgement in judged]
+    verdicts = [*map(str, judged), *silent]
     files = [path.relative_to(out.folder).as_posix() for path in out.files]
     write_json(spread / _INPUTS, {"inputs": _inputs(found, table, options), "files": files, "verdicts": verdicts})
     advance("page", _STEPS, _STEPS)
@@ -117,7 +128,7 @@ def extend(found: Loaded, out: Outcome, options: Options = Options(), advance: A
 
 def current(found: Loaded, out: Outcome) -> Report | None:
     """The report that is there already, where nothing has changed since; its files are then among the outcome's."""
-    known = _read(out.folder / FOLDER / _INPUTS)
+    known = read_json(out.folder / FOLDER / _INPUTS)
     table = _as_csv(frame(found.plan, found.live))
     if known.get("inputs") != _inputs(found, table, Options()):
         return None
@@ -144,18 +155,9 @@ def _inputs(found: Loaded, table: str, options: Options) -> str:
     given = [
         path.read_text(errors="replace") for path in (options.reference, options.claims) if path and path.is_file()
     ]
-    content = [
-        __version__, table, found.about.get("recipe"), found.about.get("wall_seconds"), found.about.get("reused"),
-        found.live, options.target, options.pivot, options.where, given,
-    ]  # fmt: skip
+    about = [found.about.get(name) for name in ("recipe", "code_version", "wall_seconds", "reused")]
+    content = [__version__, table, about, found.live, options.target, options.pivot, options.where, given]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,12 +167,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _pivot(out: Outcome, trials: pd.DataFrame, options: Options) -> str:
     """The user's own table; the key of its section."""
-    rows, columns, metric = options.pivot or ("", "", "")
+    assert options.pivot is not None
+    rows, columns, metric = options.pivot
     grid, notes = pivot.grid(trials, rows, columns, metric, options.where)
     cells = tables.cells(grid)
     out.section("your table", "Your table")
     stem = outcome.stem_of(rows, "by", columns, metric)
-    out.grids[stem] = grid, cells
+    out.grids[stem] = out.current, grid, cells
     out.listing(tables.listing(grid, cells), f"{FOLDER}/{stem}", cells.to_csv(index=False))
     out.say("\n".join([*notes, *tables.notes(grid, cells)]))
     return "your table"
@@ -178,7 +181,7 @@ def _pivot(out: Outcome, trials: pd.DataFrame, options: Options) -> str:
 
 def _effects(out: Outcome) -> None:
     """For each table whose rows and columns are the same things in two places: what each adds in either."""
-    for stem, (grid, cells) in list(out.grids.items()):
+    for stem, (section, grid, cells) in list(out.grids.items()):
         if list(dict.fromkeys(cells["row"])) != list(dict.fromkeys(cells["column"])) or cells["row"].nunique() < 3:
             continue
         # The diagonal is one augmentation alone and no pair: it says nothing about order.
@@ -189,7 +192,7 @@ def _effects(out: Outcome) -> None:
         found = two_way(pd.DataFrame(rows, columns=["first", "second", "seed", "value"]))
         if found is None:
             continue
-        out.section(next(key for key, one in out.sections.items() if _stands_in(one, grid.title)))
+        out.section(section)
         names = list(dict.fromkeys(cells["row"]))
         where = f"{FOLDER}/{stem}-effects"
         out.listing(_level_table(found, names), where, pd.DataFrame(found.levels).to_csv(index=False))
@@ -204,10 +207,6 @@ def _effects(out: Outcome) -> None:
             out.listing(listing, f"{FOLDER}/{stem}-interactions", pd.DataFrame(found.pairs).to_csv(index=False))
 
 
-def _stands_in(section: outcome.Section, title: str) -> bool:
-    return any(isinstance(piece, Listing) and piece.title == title for piece in section.pieces)
-
-
 def _level_table(found: TwoWay, names: Sequence[str]) -> Listing:
     by = {(one.name, one.place): one for one in found.levels}
     rows = []
@@ -217,7 +216,7 @@ def _level_table(found: TwoWay, names: Sequence[str]) -> Listing:
     told = "over the seeds" if found.pairs else "over the pairs, since one seed alone has no scatter of its own"
     return Listing(
         f"What each augmentation adds to a pair, in percentage points above the mean of all pairs, the other one "
-        f"alike; 95 % interval, p by t-test {told}, Holm's correction.",
+        f"alike; 95 % interval, p by t-test {told}, Holm's correction (of p, not of the intervals).",
         ("augmentation", "as first", "p, first", "as second", "p, second"), rows,
     )  # fmt: skip
 
@@ -225,7 +224,7 @@ def _level_table(found: TwoWay, names: Sequence[str]) -> Listing:
 def _pair_table(found: TwoWay) -> Listing:
     ordered = sorted(found.pairs, key=lambda one: (one.p, -abs(one.effect)))
     some = [one for one in ordered if one.p < LEVEL] or ordered
-    rows = [(one.name, _points(one), _p(one.p)) for one in some[: max(_PAIRS_SHOWN, 1)]]
+    rows = [(one.name, _points(one), _p(one.p)) for one in some[:_PAIRS_SHOWN]]
     count = sum(one.p < LEVEL for one in found.pairs)
     return Listing(
         f"Interaction: pairs that give more, or less, than their two augmentations add up to; {count} of "
@@ -250,8 +249,9 @@ def _variance_table(found: TwoWay) -> Listing:
 def _points(one: Effect | None) -> str:
     if one is None:
         return "-"
-    interval = "" if one.low != one.low else f" ({100 * one.low:.1f} to {100 * one.high:.1f})"
-    return f"{100 * one.effect:+.1f}{interval}"
+    # Adding 0 makes 0 of -0.
+    low, effect, high = (round(100 * value, 1) + 0 for value in (one.low, one.effect, one.high))
+    return f"{effect:+.1f}" if low != low else f"{effect:+.1f} ({low:.1f} to {high:.1f})"
 
 
 def _p(p: float) -> str:
@@ -262,22 +262,25 @@ def _published(out: Outcome, options: Options) -> None:
     """Published values beside ours."""
     if options.reference is None:
         return
-    grids = {stem: grid for stem, (grid, _) in out.grids.items()}
-    places = {stem: list(zip(cells["row"], cells["column"], strict=True)) for stem, (_, cells) in out.grids.items()}
+    grids = {stem: grid for stem, (_, grid, _) in out.grids.items()}
+    places = {stem: list(zip(cells["row"], cells["column"], strict=True)) for stem, (*_, cells) in out.grids.items()}
     for stem, values in reference.read(options.reference, grids, places).items():
-        grid, cells = out.grids[stem]
-        out.section(next(key for key, one in out.sections.items() if _stands_in(one, grid.title)))
+        section, grid, cells = out.grids[stem]
+        out.section(section)
         listing = tables.against(
             grid, cells, values, f"Published values ({options.reference.name}) beside ours: {grid.title}"
         )
         out.listing(listing, f"{FOLDER}/{stem}-published")
 
 
-def _claims(found: Loaded, options: Options) -> list[Claim]:
-    """The paper's, those of the user's study and those of the user's file."""
-    claims = [*PAPER[:-1], Claim(PAPER[-1].statement, fewer_epochs(options.target), unit=EPOCHS)]
+def _judged(found: Loaded, options: Options, trials: pd.DataFrame) -> tuple[list[Judgement], list[str]]:
+    """The claims with something to say: the paper's, the user's; and a line for each of the user's that has nothing."""
+    paper = [*PAPER[:-1], Claim(PAPER[-1].statement, fewer_epochs(options.target), unit=EPOCHS)]
     files = [found.plan.space.path, options.claims]
-    return claims + [claim for path in files if path for claim in _from_file(path, required=path == options.claims)]
+    own = [claim for path in files if path for claim in _from_file(path, required=path == options.claims)]
+    judged = judge([*paper, *own], trials)
+    known = {id(one.claim) for one in judged}
+    return judged, [f"{one.statement}: this sweep has no such trials" for one in own if id(one) not in known]
 
 
 def _from_file(path: Path, required: bool) -> list[Claim]:
@@ -309,8 +312,10 @@ class _ForestRow(NamedTuple):
     verdict: str
 
 
-def _judgements(out: Outcome, judged: list[Judgement]) -> None:
+def _judgements(out: Outcome, judged: list[Judgement], silent: list[str]) -> None:
     out.section("claims", "Claims")
+    for line in silent:
+        out.say(line)
     if not judged:
         return
     rows, forest = [], []
@@ -326,7 +331,7 @@ def _judgements(out: Outcome, judged: list[Judgement]) -> None:
             forest.append(_ForestRow(label, *numbers, unit, part.verdict))
     title = (
         f"What each claim compares: confirmed above, refuted below its margin with p < {LEVEL:g} (paired t-test over "
-        f"the seeds, Holm's correction over the parts of a claim)."
+        f"the seeds, for epochs a permutation test; Holm's correction over the parts of a claim, not of the intervals)."
     )
     header = ("claim", "where", "verdict", "effect, 95 % interval", "p", "n", "what would decide it")
     out.listing(Listing(title, header, rows, left=frozenset({1, 2, 6})), f"{FOLDER}/claims")
@@ -347,7 +352,7 @@ def _portraits(found: Loaded, trials: pd.DataFrame, folder: Path) -> Iterator[Ca
     It says `missing`, with the reason, where they cannot be made here.
     """
     best = _best(found.plan, trials)
-    dataset = best.config.dataset if best else next(iter(found.plan.stores))
+    dataset = next(iter(found.plan.stores))
     used = {name for member in found.plan.members for name in member.config.augmentations}
     names = [name for name in AUGMENTATIONS if name in used]
     process, reason = None, ""
@@ -375,7 +380,7 @@ def _portraits(found: Loaded, trials: pd.DataFrame, folder: Path) -> Iterator[Ca
         if process.returncode:
             lines = output.strip().splitlines() or [f"exit code {process.returncode}"]
             return {"missing": lines[-1].removeprefix("error: ")}
-        return _read(folder / "portraits.json")
+        return read_json(folder / "portraits.json")
 
     try:
         yield wait
@@ -387,7 +392,8 @@ def _portraits(found: Loaded, trials: pd.DataFrame, folder: Path) -> Iterator[Ca
 
 def _best(plan: Plan, trials: pd.DataFrame) -> TrialFolder | None:
     """The trial of the best accuracy on valid: test is not to be chosen by."""
-    done = trials[trials["state"] == "done"]
+    # With several data sets, on the first: of the easiest it would say the least.
+    done = trials[(trials["state"] == "done") & (trials["dataset"] == next(iter(plan.stores)))]
     if done.empty:
         return None
     first = done.sort_values(["valid_top1", "identity"], ascending=[False, True]).iloc[0]
@@ -460,7 +466,8 @@ def frame_states(found: Loaded) -> dict[str, int]:
 
 
 def _summary(found: Loaded, judged: list[Judgement]) -> str:
-    state = "still running" if found.live else "at an end"
+    left = len(found.plan.open())
+    state = "running" if found.live else "not running, and not finished" if left else "done"
     counts = [f"{sum(one.verdict == verdict for one in judged)} {verdict}"
               for verdict in ("confirmed", "refuted", "undecided")]  # fmt: skip
     claims = f" Claims: {', '.join(counts)}." if judged else ""
@@ -508,7 +515,7 @@ def _pictures(made: dict[str, Any], folder: Path) -> list[Section]:
 
 
 def _trial_table(trials: pd.DataFrame) -> Listing:
-    varied = [name for name in pivot.varied(trials) if name not in ("seed",)]
+    varied = [name for name in pivot.varied(trials) if name != "seed"]
     columns = [*_TRIAL_COLUMNS[:2], *varied, "seed", *_TRIAL_COLUMNS[2:]]
     rows = []
     for values in trials[columns].itertuples(index=False, name=None):
@@ -567,7 +574,7 @@ def main(
     ] = None,
     rows: Annotated[str | None, typer.Option(help="One more table: the field of its rows.", show_default=False)] = None,
     columns: Annotated[str | None, typer.Option(help="The field of its columns.", show_default=False)] = None,
-    metric: Annotated[str, typer.Option(help="What it shows.")] = "test_top1",
+    metric: Annotated[str, typer.Option(help="What it shows.")] = _METRIC,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD=VALUE", help="Only such trials in it; repeatable.", show_default=False),
@@ -578,6 +585,8 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     if (rows is None) != (columns is None):
         raise UserError("--rows and --columns: a table needs both")
+    if metric != _METRIC and rows is None:
+        raise UserError(f"--metric {metric}: of the table that --rows and --columns ask for; name them")
     if where and rows is None:
         raise UserError(f"--where {where[0]}: of the table that --rows and --columns ask for; name them")
     if target is not None and not 0 < target <= 100:
@@ -590,13 +599,19 @@ def main(
             found = load.from_mlflow(name, remote, Path(temporary), bar.show)
         else:
             found = load.from_storage(name, storage_path(storage or Path("clar_runs"), make=False))
-        own = out is None and not remote
-        folder = (
-            found.plan.output.path if own else (out or Path(f"clar_report/{found.plan.output.path.name}")).absolute()
-        )
+        place = out or (Path(f"clar_report/{found.plan.output.path.name}") if remote else found.plan.output.path)
+        uri, said = _where(found, remote or tracking_uri, logged=log and out is None)
         bar.show("tables", 0, _STEPS)
-        made = outcome.write(found.plan, found.live, folder)
-        report = extend(found, made, options, bar.show)
+        try:
+            made = outcome.write(found.plan, found.live, place.absolute())
+            report = extend(found, made, options, bar.show, partial(_warm, uri, found))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"{error.filename or place}: {error.strerror}; name another folder with --out") from error
+        bar.show("MLflow", _STEPS, _STEPS)
+        if uri:
+            said = _log(found, made, report, uri)
     for other in found.others:
         console.print(f"another sweep of this name: {other}; name it so to see its report", markup=False)
     outcome.show(made, console)
@@ -604,31 +619,39 @@ def main(
     for line in report.verdicts:
         console.print(line, markup=False)
     console.print(f"{found.plan.space.name} ({found.source}): {progress(found)}", markup=False)
-    console.print(f"page     {report.path}\ntables   {made.files[0]}", markup=False)
-    if log:
-        said = _log(found, made, report, tracking_uri, own)
-        console.print(f"MLflow   {said}", markup=False)
+    console.print(f"page     {report.path}\ntables   {made.files[0]}\nMLflow   {said}", markup=False)
     return 0
 
 
-def _log(found: Loaded, made: Outcome, report: Report, uri: str | None, own: bool) -> str:
-    """Write the report's files to the sweep's parent run; what to tell the user of it."""
+def _where(found: Loaded, given: str | None, logged: bool) -> tuple[str, str]:
+    """The tracking URI to log the report to; where there is none, why."""
+    if not logged:
+        return "", "nothing is logged, with --out or --no-log"
+    known = given or found.about.get("tracking_uri", None)
+    if known == "":
+        return "", "not logged: the sweep's own URI holds a password and was not kept; give it by --tracking-uri"
+    return known or tracking.default_uri(found.plan.storage), ""
+
+
+def _warm(uri: str, found: Loaded) -> None:
+    """Load MLflow, and make its database where there is none; what is wrong there is said when something is written."""
+    if uri:
+        with suppress(Exception):
+            tracking.connect(uri, found.plan.storage)
+
+
+def _log(found: Loaded, made: Outcome, report: Report, uri: str) -> str:
+    """Write the report's files and note to the sweep's parent run; what to tell the user of it."""
     names = [path.relative_to(made.folder).as_posix() for path in made.files]
+    said = note(made, report)
     try:
-        if found.parent and uri:
-            tracking.upload(uri, found.parent, made.folder, names)
-            return uri
-        uri = uri or found.about.get("tracking_uri") or tracking.default_uri(found.plan.storage)
-        sweep = found.plan.output
-        if not own:
-            return "nothing is logged with --out; without it the report becomes the sweep's own"
-        # Read anew: a driver may have gone on meanwhile.
-        sweep.write({**(sweep.read() or {}), "files": names, "note": note(made, report)})
-        tracking.write_parent(uri, sweep)
-    except UserError:
-        raise
+        if found.parent:
+            tracking.upload(uri, found.parent, made.folder, names, said)
+        else:
+            found.plan.output.write_report(said, names)
+            tracking.write_parent(uri, found.plan.output)
     except Exception as error:
-        return f"{uri} cannot be written ({tracking.one_line(error)}); all is in {made.folder}"
+        return f"{uri} cannot be written ({tracking.one_line(error)[:150]}); all is in {made.folder}"
     return uri
 
 

@@ -44,7 +44,8 @@ def frame(plan: Plan, live: bool = True) -> pd.DataFrame:
             "code_version": folder.code_version(),
             **{name: as_text(name, value) for name, value in config.model_dump().items()},
         }
-        row |= {name: getattr(result, name, None) for name in METRICS}
+        # A trial that this sweep has cut may have run through in another one; here it is cut.
+        row |= {name: getattr(result, name) if result and row["state"] == "done" else None for name in METRICS}
         row["curve"] = {one.epoch: one.valid_top1 for one in (result.epochs if result else folder.epochs())
                         if one.valid_top1 is not None}  # fmt: skip
         rows.append(row)

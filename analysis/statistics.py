@@ -21,10 +21,14 @@ LEVEL = 0.05
 POWER = 0.8
 """How likely a test should find what is there."""
 
+_ROUNDING = 1e-12
+"""Share of the squares below which what is left is rounding."""
+
 _RESAMPLES = 1999
 _MOST_RUNS = 10_000
-_SAME = 1e-9
-"""Shares that differ by less are equal: the same accuracy, added up in another order."""
+_SAME = 1e-7
+"""Shares that differ by less are equal: one clip of ten million, or the same accuracy added up in another order."""
+
 _FEWEST_PAIRS = 4
 
 
@@ -132,15 +136,17 @@ class Paired(NamedTuple):
     n: int
 
 
-def paired(differences: Iterable[float], margin: float = 0.0) -> Paired:
+def paired(differences: Iterable[float], margin: float = 0.0, counts: bool = False) -> Paired:
     """Student's paired t-test of differences, one a seed.
 
-    Where all differences are equal there is no scatter to go by, and t would be infinite after two seeds: the sign test
-    then says what so many equal signs are worth. Epochs, which are whole numbers, come to that.
+    Whole numbers, such as epochs, often scatter little or not at all, and t would be huge after three seeds;
+    differences that are all equal have no scatter to go by. Both are tested by a permutation test, over all ways to
+    flip their signs: what n seeds can say at most is 2 * 0.5^n.
 
     Args:
         differences: one a seed, in any order; those that are not finite are left out.
         margin: what they are tested against.
+        counts: they are whole numbers.
     """
     values = np.array(sorted(value for value in differences if math.isfinite(value)))
     effect, low, high = mean_interval(values)
@@ -149,10 +155,17 @@ def paired(differences: Iterable[float], margin: float = 0.0) -> Paired:
         return Paired(effect, low, high, math.nan, n)
     from scipy import stats
 
-    if np.ptp(values) < _SAME:
-        above = abs(effect - margin) >= _SAME
-        return Paired(effect, math.nan, math.nan, float(stats.binomtest(n, n).pvalue) if above else 1.0, n)
-    return Paired(effect, low, high, float(stats.ttest_1samp(values, margin).pvalue), n)
+    level = np.ptp(values) < _SAME
+    if level:
+        low = high = math.nan
+    if not counts and not level:
+        return Paired(effect, low, high, float(stats.ttest_1samp(values, margin).pvalue), n)
+    if abs(effect - margin) < _SAME:
+        return Paired(effect, low, high, 1.0, n)
+    flipped = stats.permutation_test(
+        (values - margin,), np.mean, permutation_type="samples", rng=np.random.default_rng(0)
+    )
+    return Paired(effect, low, high, float(flipped.pvalue), n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -167,18 +180,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def runs_needed(differences: Iterable[float], margin: float = 0.0, level: float = LEVEL) -> int | None:
-    """Seeds with which a paired t-test would find the effect with probability 0.8, were it as large as it looks.
+def runs_needed(
+    differences: Iterable[float], margin: float = 0.0, level: float = LEVEL, counts: bool = False
+) -> int | None:
+    """Seeds with which a paired test would find the effect with probability 0.8, were it as large as it looks.
 
-    None where that cannot be said, from one seed or from no difference at all, or where it is about 10,000 or more.
+    None where that cannot be said, from one seed or from no difference at all, or where it is about 10,000 or more. For
+    whole numbers it is that of the t-test, and as many at least as signs need.
     """
     values = [value for value in differences if math.isfinite(value)]
     if len(values) < 2 or abs(math.fsum(values) / len(values) - margin) < _SAME:
         return None
+    signs = math.ceil(1 - math.log2(level) + _SAME)
     scatter = float(np.std(values, ddof=1))
     if scatter < _SAME:
-        # The sign test decides: as many equal signs as it takes.
-        return math.ceil(1 - math.log2(level) + _SAME)
+        return signs
     from statsmodels.stats.power import TTestPower
 
     size = abs(math.fsum(values) / len(values) - margin) / scatter
@@ -194,14 +210,17 @@ def runs_needed(differences: Iterable[float], margin: float = 0.0, level: float 
     while many - few > 1:
         middle = (few + many) // 2
         few, many = (few, middle) if enough(middle) else (middle, many)
-    return many
+    return max(many, signs) if counts else many
 
 
-def best_and_ties(cells: Mapping[Hashable, Mapping[int, float]], maximise: bool = True) -> dict[Hashable, float]:
-    """Each cell's p-value against the best one: paired over the seeds that both have, corrected by Holm over the cells.
+def best_and_ties(
+    cells: Mapping[Hashable, Mapping[int, float]], maximise: bool = True
+) -> tuple[Hashable | None, dict[Hashable, float]]:
+    """The best cell, and each other one's p-value against it, paired over common seeds and corrected by Holm.
 
-    The best cell, that of the best mean, is not among them; of several, the first is. NaN where two seeds are not to be
-    had. That the best is chosen by the same numbers makes the tests a little too keen to tell cells apart.
+    The best is the one of the best mean; where half of the cells or more have two seeds, it is one of them: one lucky
+    seed, the first of a cell that is still running, is no best cell. The p-value is NaN where two cells have no two
+    seeds in common. That the best is chosen by the same numbers makes the tests a little too keen to tell cells apart.
 
     Args:
         cells: of each, the value by seed.
@@ -209,15 +228,19 @@ def best_and_ties(cells: Mapping[Hashable, Mapping[int, float]], maximise: bool 
     """
     known = {cell: values for cell, values in cells.items() if values}
     if not known:
-        return {}
+        return None, {}
     sign = 1 if maximise else -1
-    best = max(known, key=lambda cell: round(sign * math.fsum(known[cell].values()) / len(known[cell]), 12))
+    repeated = [cell for cell, values in known.items() if len(values) > 1]
+    best = max(
+        repeated if 2 * len(repeated) >= len(known) else known,
+        key=lambda cell: round(sign * math.fsum(known[cell].values()) / len(known[cell]), 12),
+    )
     others = [cell for cell in known if cell != best]
     tests = [
         paired(known[best][seed] - known[cell][seed] for seed in sorted(known[best].keys() & known[cell].keys()))
         for cell in others
     ]
-    return dict(zip(others, holm([test.p for test in tests]), strict=True))
+    return best, dict(zip(others, holm([test.p for test in tests]), strict=True))
 
 
 class Effect(NamedTuple):
@@ -272,7 +295,8 @@ def two_way(values: pd.DataFrame) -> TwoWay | None:
         values: a row a trial: `first`, `second`, `seed` and `value`.
 
     Returns:
-        None where the additive model cannot be fitted: fewer than two levels of either, or cells that do not connect.
+        None where there is nothing to analyse (fewer than two levels of either, cells that do not connect, values that
+        are all equal).
     """
     frame = values.dropna(subset=["value"])
     cells = frame[["first", "second"]].drop_duplicates().sort_values(["first", "second"])
@@ -295,6 +319,8 @@ def two_way(values: pd.DataFrame) -> TwoWay | None:
     additive, separate = of_cells[cell_of], np.eye(len(cells))[cell_of]
     y, a = frame["value"].to_numpy(dtype=float), len(firsts)
     total = float(np.sum((y - y.mean()) ** 2))
+    if total < len(y) * _SAME**2:
+        return None
 
     def fit(*columns: np.ndarray) -> Any:
         return OLS(y, np.column_stack(columns)).fit(method="qr")
@@ -302,12 +328,14 @@ def two_way(values: pd.DataFrame) -> TwoWay | None:
     sums, full = fit(additive, blocks), fit(separate, blocks)
     repeated = full.df_resid > 0
     error, base = (full, separate) if repeated else (sums, additive)
+    # What is left may be nothing but rounding: then there is nothing to judge by.
+    judged = error.df_resid > 0 and error.ssr > _ROUNDING * total
 
     def source(name: str, smaller: Any, larger: Any) -> Source:
         # statsmodels' anova_lm of several models takes F's error from the last, but its degrees of freedom from each.
         df, explained = int(smaller.df_resid - larger.df_resid), float(smaller.ssr - larger.ssr)
-        f = float(explained / df / error.mse_resid) if error.df_resid > 0 and error.ssr else math.nan
-        return Source(name, df, explained / total if total else math.nan, f, float(stats.f.sf(f, df, error.df_resid)))
+        f = float(explained / df / error.mse_resid) if judged else math.nan
+        return Source(name, df, max(explained / total, 0.0), f, float(stats.f.sf(f, df, error.df_resid)))
 
     sources = [
         source("first", fit(additive[:, [0]], additive[:, a:], blocks), sums),
@@ -318,18 +346,17 @@ def two_way(values: pd.DataFrame) -> TwoWay | None:
         sources.append(source("first x second", sums, full))
     if len(seeds) > 1:
         sources.append(source("seed", fit(base), error))
-    left = float(error.ssr) / total if total else math.nan
-    sources.append(Source("rest", int(error.df_resid), left, math.nan, math.nan))
+    sources.append(Source("rest", int(error.df_resid), float(error.ssr) / total, math.nan, math.nan))
 
     # From the coefficients to the effects of all levels, those among them that the codes leave out.
     of_levels = np.zeros((a + len(seconds), of_cells.shape[1]))
     of_levels[:a, 1:a], of_levels[a:, a:] = list(code_first.values()), list(code_second.values())
     names = [*((str(name), "first") for name in firsts), *((str(name), "second") for name in seconds)]
     solve = np.linalg.pinv(of_cells)
-    levels = _effects(error, of_levels @ solve if repeated else of_levels, names)
+    levels = _effects(error, of_levels @ solve if repeated else of_levels, names, judged)
     pairs = [(f"{x} > {z}", "pair") for x, z in place]
     beyond = np.eye(len(cells)) - of_cells @ solve
-    return TwoWay(levels, _effects(full, beyond, pairs) if interacting else [], sources, len(seeds))
+    return TwoWay(levels, _effects(full, beyond, pairs, judged) if interacting else [], sources, len(seeds))
 
 
 def _sum_codes(levels: Sequence[Any]) -> dict[Any, np.ndarray]:
@@ -338,11 +365,11 @@ def _sum_codes(levels: Sequence[Any]) -> dict[Any, np.ndarray]:
     return dict(zip(levels, codes, strict=True))
 
 
-def _effects(fitted: Any, contrasts: np.ndarray, names: Sequence[tuple[str, str]]) -> list[Effect]:
-    """Linear combinations of a fit's first coefficients, with intervals and p-values."""
+def _effects(fitted: Any, contrasts: np.ndarray, names: Sequence[tuple[str, str]], judged: bool) -> list[Effect]:
+    """Linear combinations of a fit's first coefficients; with intervals and p-values where they can be judged."""
     blocks = np.zeros((len(contrasts), len(fitted.params) - contrasts.shape[1]))
     weights = np.hstack([contrasts, blocks])
-    if fitted.df_resid <= 0:
+    if not judged:
         estimates = weights @ fitted.params
         return [Effect(*name, float(x), math.nan, math.nan, math.nan) for name, x in zip(names, estimates, strict=True)]
     found = fitted.t_test(weights)

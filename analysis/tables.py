@@ -65,6 +65,8 @@ class Grid:
         entries: the trials, in any order: it changes nothing but that of names that the axes do not have.
         share: the values are shares from 0 to 1, shown in per cent; else they are shown as they are.
         maximise: the best is the largest, else the smallest.
+        within: what is compared: all cells of the `table`, or those of each `column` or `row` (accuracies on other
+            data, or with other labels, are of another task), or `nothing`.
     """
 
     title: str
@@ -73,6 +75,7 @@ class Grid:
     entries: list[Entry]
     share: bool = True
     maximise: bool = True
+    within: str = "table"
 
 
 @dataclass(frozen=True)
@@ -180,34 +183,47 @@ class Listing:
 
 
 def cells(source: Grid) -> pd.DataFrame:
-    """One row a cell: `row`, `column`, over the seeds `mean`, `low` and `high` (95 %), `n`, `state`, `p` and `tied`.
+    """One row a cell: `row`, `column`, `mean`, `low` and `high` (95 %), `n`, `state`, `p`, `best` and `tied`.
 
-    `low` and `high` are NaN for one seed, `mean` too for none. `state` is `done` where there is a number, else why
-    there is none, and empty where no trial asks for the cell. `p` is that of a paired test against the best cell,
-    corrected by Holm over the table, see `analysis.statistics.best_and_ties`; `tied` says that the cell cannot be told
-    from the best. Where no cell has two seeds in common with the best, nothing can be told and none is marked.
+    A seed counts once: where a cell holds several of its trials, as their mean. `low` and `high` are NaN for one seed,
+    `mean` too for none. `state` is `done` where there is a number, else why there is none, and empty where no trial
+    asks for the cell. `best` is the best of what the cell is compared with, see `Grid.within`; `p` that of a paired
+    test against it, corrected by Holm over these cells, see `analysis.statistics.best_and_ties`; `tied` says that it
+    was tested and cannot be told from the best.
     """
     members: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in source.entries:
         members[entry.row, entry.column].append(entry)
+    rows = _names(source.rows, (entry.row for entry in source.entries))
+    columns = _names(source.columns, (entry.column for entry in source.entries))
+    places = [(row, column) for row in rows for column in columns]
+    values = {place: _by_seed(members.get(place, [])) for place in places}
+    families = {
+        "table": [places],
+        "column": [[one for one in places if one[1] == column] for column in columns],
+        "row": [[one for one in places if one[0] == row] for row in rows],
+    }
+    best: set[tuple[str, str]] = set()
+    tests: dict[tuple[str, str], float] = {}
+    for family in families.get(source.within, []):
+        first, found = best_and_ties({place: values[place] for place in family}, source.maximise)
+        tests |= found  # type: ignore[arg-type]
+        # Means that differ in their last bits only are equal, and all of them the best.
+        means = {place: round(mean_interval(values[place].values())[0], 12) for place in family if values[place]}
+        best |= {place for place in means if first is not None and means[place] == means[first]}  # type: ignore[index]
     lines = []
-    for row in _names(source.rows, (entry.row for entry in source.entries)):
-        for column in _names(source.columns, (entry.column for entry in source.entries)):
-            entries = members.get((row, column), [])
-            values = _values(entries)
-            present = {entry.state for entry in entries}
-            state = "done" if values else next((state for state in _CELL_STATES if state in present), "")
-            lines.append((row, column, *mean_interval(values), len(values), state))
-    frame = pd.DataFrame(lines, columns=["row", "column", "mean", "low", "high", "n", "state"])
-    tests = best_and_ties({cell: _by_seed(entries) for cell, entries in members.items()}, source.maximise)
-    told = any(not math.isnan(p) for p in tests.values())
-    places = list(zip(frame["row"], frame["column"], strict=True))
-    frame["p"] = [tests.get(cell, math.nan) for cell in places]
-    frame["tied"] = [told and cell in tests and not tests[cell] < LEVEL for cell in places]
-    # Cells of one mean are all the best, and bold.
-    means = frame["mean"].astype(float).round(12)
-    frame["tied"] &= means != (means.max() if source.maximise else means.min())
-    return frame.astype({"mean": float, "low": float, "high": float, "n": int, "p": float, "tied": bool})
+    for place in places:
+        present = {entry.state for entry in members.get(place, [])}
+        state = "done" if values[place] else next((state for state in _CELL_STATES if state in present), "")
+        p = tests.get(place, math.nan)
+        tied = p >= LEVEL and place not in best
+        lines.append(
+            (*place, *mean_interval(values[place].values()), len(values[place]), state, p, place in best, tied)
+        )
+    kinds = {"mean": float, "low": float, "high": float, "n": int, "p": float, "best": bool, "tied": bool}
+    return pd.DataFrame(
+        lines, columns=["row", "column", "mean", "low", "high", "n", "state", "p", "best", "tied"]
+    ).astype(kinds)
 
 
 def grid(source: Grid, table: pd.DataFrame, what: str = "mean") -> pd.DataFrame:
@@ -243,16 +259,14 @@ def texts(source: Grid, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def listing(source: Grid, table: pd.DataFrame) -> Listing:
-    """The table as texts, the best cells bold: all that have the largest mean."""
+    """The table as texts, the best cells bold."""
     frame = texts(source, table)
-    # Means that differ in their last bits only are equal.
-    means = grid(source, table).astype(float).round(12) * (1 if source.maximise else -1)
-    best = means.max(axis=None, skipna=True) if len(table) else math.nan
+    best = grid(source, table, "best").to_numpy(dtype=bool)
     return Listing(
         source.title,
         (f"{source.rows[0]} \\ {source.columns[0]}", *map(str, frame.columns)),
         [(str(row), *map(str, values)) for row, values in zip(frame.index, frame.to_numpy(), strict=True)],
-        frozenset((int(i), int(j) + 1) for i, j in zip(*(means == best).to_numpy().nonzero(), strict=True)),
+        frozenset((int(i), int(j) + 1) for i, j in zip(*best.nonzero(), strict=True)),
     )
 
 
@@ -301,28 +315,36 @@ def notes(source: Grid, table: pd.DataFrame | None = None) -> list[str]:
     without = sum(not _has_value(entry) for entry in done)
     if without:
         lines.append(f"{_trials(without)} done without this number")
-    numbers = Counter((entry.row, entry.column) for entry in source.entries if _has_value(entry)).values()
+    seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for entry in source.entries:
+        if _has_value(entry):
+            seeds[entry.row, entry.column].add(entry.seed)
+    numbers = [len(known) for known in seeds.values()]
     if max(numbers, default=0) > 1:
         few, many = min(numbers), max(numbers)
         over = f"{many} seeds" if few == many else f"the seeds, {few} to {many} a cell"
         lines.append(f"± is half the 95 % interval of the mean over {over} (Student's t)")
     if table is not None:
-        lines += _marks(table)
+        lines += _marks(source, table)
     return lines
 
 
-def _marks(table: pd.DataFrame) -> Iterator[str]:
+def _marks(source: Grid, table: pd.DataFrame) -> Iterator[str]:
     """What bold and the mark mean in a table of several cells."""
-    if (table["n"] > 0).sum() < 2:
+    if (table["n"] > 0).sum() < 2 or not table["best"].any():
         return
-    if table["p"].notna().any():
-        told = "; every other cell can be" if not table["tied"].any() else ""
-        yield (
-            f"bold: the best mean; {MARK}: cannot be told from it (paired t-test over the seeds, Holm's correction, "
-            f"p >= {LEVEL:g}){told}"
-        )
-    else:
-        yield "no two seeds in common: the best mean is bold, and nothing can be told from it; use --seeds 3 or more"
+    of = f" of each {source.within}" if source.within in ("column", "row") else ""
+    if table["p"].isna().all():
+        yield f"bold: the best mean{of}; with one seed nothing can be told from it, use --seeds 3 or more"
+        return
+    told = "; every other cell can be" if not table["tied"].any() else ""
+    yield (
+        f"bold: the best mean{of}; {MARK}: cannot be told from it (paired t-test over the seeds, Holm's correction, "
+        f"p >= {LEVEL:g}){told}"
+    )
+    untested = int((table["p"].isna() & ~table["best"] & (table["n"] > 0)).sum())
+    if untested:
+        yield f"not compared, for lack of two seeds in common with the best: {untested} cell{'s' * (untested > 1)}"
 
 
 def against(source: Grid, table: pd.DataFrame, published: Mapping[tuple[str, str], float], title: str = "") -> Listing:
@@ -454,10 +476,6 @@ def _by_seed(entries: Iterable[Entry]) -> dict[int, float]:
         if _has_value(entry):
             seeds[entry.seed].append(_number(entry.value))
     return {seed: math.fsum(values) / len(values) for seed, values in seeds.items()}
-
-
-def _values(entries: Iterable[Entry]) -> list[float]:
-    return [_number(entry.value) for entry in entries if _has_value(entry)]
 
 
 def _number(value: object) -> float:

@@ -63,3 +63,12 @@ def _write(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> N
 def write_json(path: Path, value: Any) -> None:
     """`write_atomically` of `value` as indented JSON, keys in their own order."""
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that `write_json` wrote; empty where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

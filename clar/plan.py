@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from clar.config import TrialConfig
+from clar.config import RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
 from clar.result import SweepFolder, TrialFolder, TrialResult
 from clar.rounds import Budget, Goal, Halving, Interval, Precision, Rounds, group_of
 from clar.search import Searching
 from clar.space import Space, Study
 
-_KEPT = ("note", "files", "clock", "wall_seconds", "tracking_uri")
+_KEPT = ("clock", "wall_seconds", "tracking_uri")
 
 
 class DataSet(Protocol):
@@ -172,13 +172,17 @@ class Plan:
             for study in self.space.studies:
                 yield from self._more_seeds(study, self.precision)
 
-    def replay(self) -> int | None:
+    def replay(self, failed_again: bool = True) -> int | None:
         """Go through the rounds as far as the storage answers them; the number of the first that is open, if any.
 
         Searches, early stopping and added seeds are then where their driver has brought them.
+
+        Args:
+            failed_again: a trial that failed is open, as the next run of the command tries it again; else it is
+                answered, as it was for the driver, which went on without it.
         """
         for number, goals in enumerate(self.rounds(), 1):
-            if not all(goal.reached() for goal in goals):
+            if not all(goal.reached() or (goal.folder.failure() and not failed_again) for goal in goals):
                 return number
         return None
 
@@ -278,7 +282,7 @@ class Plan:
         Args:
             state: `running`, `done`, `failed` or `interrupted`.
             code_version: of this driver.
-            more: `note`, `files`, `clock`, `wall_seconds` and `tracking_uri`; what is not given stays as it was left.
+            more: `clock`, `wall_seconds` and `tracking_uri`; what is not given stays as an earlier driver left it.
         """
         first = next(iter(self.bases.values()))[0]
         known = self.output.read() or {}
@@ -332,6 +336,7 @@ class Plan:
         """All that the plan is made of, as JSON values; `restore` makes it again."""
         return {
             "space": str(self.space.path or self.space.name),
+            "results_version": RESULTS_VERSION,
             "bases": {name: [base.differences() for base in bases] for name, bases in self.bases.items()},
             "data": {
                 name: [str(store.path), store.fingerprint, self._training_clips[name]]
@@ -368,6 +373,8 @@ def restore(storage: Path, recipe: Mapping[str, Any], space: Space, interval: In
             name: RecordedData(Path(path), fingerprint, clips)
             for name, (path, fingerprint, clips) in recipe["data"].items()
         }
+        if recipe["results_version"] != RESULTS_VERSION:
+            raise UserError(f"results version {recipe['results_version']}, this is {RESULTS_VERSION}")
         studies = {study.name: study for study in space.studies}
         if set(studies) != set(bases):
             raise UserError(f"its studies were {', '.join(bases)}, and are {', '.join(studies)} now")

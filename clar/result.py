@@ -10,7 +10,8 @@ A storage is a folder; each trial has its own below `trials/`, named by its iden
     encoder.safetensors  the trained encoder
     result.json          written last: a trial that has one is done
 
-Each sweep has one below `sweeps/`, with its table, and `sweep.json`, which says what it is. Locks lie below `locks/`,
+Each sweep has one below `sweeps/`, with its tables, `sweep.json`, which says what it is, and `report.json`, which says
+what it has found. Locks lie below `locks/`,
 and trials that were trained anew below `replaced/`.
 
 These files are the truth. Tables and MLflow are written from them.
@@ -30,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from clar.config import RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
-from clar.files import write_json
+from clar.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,7 @@ class TrialFolder:
 
     def _read(self, name: str) -> dict[str, Any]:
         """A file's content; empty where there is none, or none that can be read."""
-        try:
-            content = json.loads((self.path / name).read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return read_json(self.path / name)
 
     def archive(self) -> None:
         """Move the folder to `replaced/<identity>-<n>` of the storage: the trial begins anew, and nothing is lost.
@@ -299,6 +296,18 @@ class SweepFolder:
         if not isinstance(content, dict):
             raise UserError(f"{path} is damaged (no object); delete it and run the sweep again")
         return content
+
+    def write_report(self, note: str, files: Sequence[str]) -> None:
+        """Keep what the sweep has found: a note in Markdown, and the files of its tables and figures, by name.
+
+        A file of its own: a report may be written while a driver writes `sweep.json`.
+        """
+        write_json(self.path / "report.json", {"note": note, "files": list(files)})
+
+    def report(self) -> dict[str, Any]:
+        """`note` and `files` of the last report, or those that an older version kept in `sweep.json`."""
+        known = read_json(self.path / "report.json") or read_json(self.path / "sweep.json")
+        return {"note": known.get("note", ""), "files": known.get("files", [])}
 
     @contextmanager
     def driver(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ Axis = tuple[str, tuple[str, ...] | None]
 METRICS = tuple(name for name in TrialResult.__dataclass_fields__ if name.endswith(("_top1", "_top5")))
 """What a table can show."""
 
+_WITHIN = ("table", "column", "row", "nothing")
 _GRID, _SEARCH = ("trials", "cell", "ROWS", "COLUMNS"), ("suggest",)
 
 
@@ -56,6 +57,7 @@ class Study:
     curve: Callable[[TrialConfig], str | None] | None
     metrics: tuple[str, ...]
     search: Search | None = None
+    within: str = "table"
 
     def plan(self, base: TrialConfig, seeds: int, chosen: Iterable[str] = ()) -> list[TrialConfig]:
         """The study's trials, seed by seed within each cell; a trial that is asked for twice is planned once.
@@ -215,6 +217,9 @@ def _study(path: Path, module: ModuleType, summary: str) -> Study:
                 tuple(getattr(module, "AROUND", ())),
             ),
         )  # fmt: skip
+    within = getattr(module, "WITHIN", "table")
+    if within not in _WITHIN:
+        raise UserError(f"{path}: WITHIN = {within!r}{near(within, _WITHIN)}")
     for name in ("ROWS", "COLUMNS"):
         axis = getattr(module, name)
         if not (isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[0], str)):
@@ -230,6 +235,7 @@ def _study(path: Path, module: ModuleType, summary: str) -> Study:
         table=getattr(module, "table", lambda trial: trial.dataset),
         curve=getattr(module, "curve", None),
         metrics=metrics,
+        within=within,
     )
 
 

@@ -375,16 +375,15 @@ class _Driver:
         plan, console = self.plan, self.console
         marker = _Fresh(plan, fresh, console)
         with plan.output.driver():
-            plan.record("running", self.version, **({} if "@" in uri else {"tracking_uri": uri}))
+            plan.record("running", self.version, tracking_uri=self._tracked_at(uri))
             with Tracker(uri, plan.output, lambda line: console.print(line, markup=False)) as tracker:
                 self.watch = _Watch(plan, self.shares, tracker, console, self.data_seconds, self.failures)
                 full = self._rounds(address, marker)
                 whole = not plan.open()
-                ended = partial(plan.record, "done" if whole else "failed", self.version, **self._spent())
-                ended()
+                plan.record("done" if whole else "failed", self.version, **self._spent())
                 # Tables show what was found; what could not be found is said below them.
-                note, files = self._report(uri)
-                ended(note=note, files=[file.relative_to(plan.output.path).as_posix() for file in files])
+                note, files = self._report()
+                plan.output.write_report(note, [file.relative_to(plan.output.path).as_posix() for file in files])
                 if not self._tracked(uri):
                     tracker.finish()
             if whole and tracker.complete:
@@ -445,6 +444,12 @@ class _Driver:
             pretraining_version=parent.version if parent else None,
         )
 
+    def _tracked_at(self, uri: str) -> str | None:
+        """What a report may know of the tracking URI: None for the storage's own, which moves with it; no password."""
+        if uri == default_uri(self.plan.storage):
+            return None
+        return "" if "@" in uri else uri
+
     def _spent(self) -> dict[str, Any]:
         """What this run of the command has cost, to be added to what earlier ones have; nothing where nothing ran."""
         if not self.watch.busy:
@@ -453,12 +458,12 @@ class _Driver:
         clock = self.watch.clock()
         return {"clock": clock, "wall_seconds": before + clock["sweep_seconds"]}
 
-    def _report(self, uri: str) -> tuple[str, list[Path]]:
+    def _report(self) -> tuple[str, list[Path]]:
         """Print the tables and the claims, and make the report; gives the note for MLflow and all files."""
         from analysis import outcome, report
 
         plan, say = self.plan, partial(self.console.print, markup=False)
-        tables = outcome.write(plan)
+        tables = outcome.write(plan, live=False)
         outcome.show(tables, self.console)
         found = report.Loaded(plan, plan.output.read() or {}, False, str(plan.storage), [])
         try:

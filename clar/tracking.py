@@ -357,7 +357,7 @@ class _Writer:
         where = f"#/experiments/{self.experiment}/runs?workflowType=machine_learning&viewStateShareKey="
         links = " or ".join(f"[{title}]({where}{key})" for key, (title, *_) in _VIEWS.items())
         about = f"{self.about.get('summary', '')} On {self.about.get('dataset', '')}.".strip()
-        note = shortened(_spaced(self.about.get("note", "")), _EXPERIMENT_NOTE)
+        note = shortened(_spaced(self.sweep.report()["note"]), _EXPERIMENT_NOTE)
         tags["mlflow.note.content"] = f"The runs as a table: {links}.\n\n{about}\n\n{note}"
         known = self.client.get_experiment(self.experiment).tags
         for name, value in tags.items():
@@ -522,11 +522,12 @@ class _Writer:
     def end(self, live: bool) -> bool:
         """The parent run: note, files, clock and status; whether any was missing."""
         about, path = self.about, self.sweep.path
-        files = [name for name in about.get("files", []) if (path / name).is_file()]
+        report = self.sweep.report()
+        files = [name for name in report["files"] if (path / name).is_file()]
         clock = {name: float(value) for name, value in about.get("clock", {}).items() if value is not None}
         unfinished = "RUNNING" if live else "KILLED"
         status = {"done": "FINISHED", "failed": "FAILED"}.get(about.get("state", ""), unfinished)
-        note = shortened(_spaced(about.get("note", "")), _RUN_NOTE)
+        note = shortened(_spaced(report["note"]), _RUN_NOTE)
         self._present()
         content = hashlib.sha256(json.dumps([note, clock, files], sort_keys=True).encode())
         for name in files:
@@ -608,13 +609,15 @@ def write_parent(uri: str, sweep: SweepFolder) -> None:
     _Writer(connect(uri, sweep.storage), uri, sweep).end(sweep.drivers_alive())
 
 
-def upload(uri: str, run_id: str, folder: Path, names: Iterable[str]) -> None:
-    """Write files below a folder to a run, under their names.
+def upload(uri: str, run_id: str, folder: Path, names: Iterable[str], note: str) -> None:
+    """Write files below a folder to a run, under their names, and its description.
 
     Raises:
         Exception: whatever MLflow raises where its store cannot be written.
     """
-    _upload(connect(uri, folder), run_id, folder, names)
+    client = connect(uri, folder)
+    _upload(client, run_id, folder, names)
+    client.set_tag(run_id, "mlflow.note.content", shortened(_spaced(note), _RUN_NOTE))
 
 
 def connect(uri: str, storage: Path) -> "MlflowClient":

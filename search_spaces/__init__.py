@@ -11,6 +11,7 @@ and, where it wants them,
 
     table(trial)         which table the trial stands in; without it, one table a data set
     METRICS              what the tables show, `("test_top1",)`; one table each
+    WITHIN               what is compared, "table" (all cells), "column", "row" or "nothing"
     curve(trial)         the line to which its probe accuracy by epoch belongs, or None; one line each in the curves
 
 A search has, in place of trials, cell, ROWS and COLUMNS,

@@ -8,6 +8,7 @@ SETTINGS = {"loss": "self_supervised"}
 
 ROWS, COLUMNS = ("input", ("raw", "spectrogram")), ("data set", None)
 METRICS = ("test_top1", "test_top5")
+WITHIN = "column"
 
 
 def trials(base: TrialConfig) -> Iterator[TrialConfig]:

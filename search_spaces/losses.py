@@ -11,6 +11,7 @@ SETTINGS = {"input": "spectrogram"}
 
 ROWS = ("loss", LOSSES)
 COLUMNS = ("labels seen", tuple(f"{100 * fraction:g} %" for fraction in FRACTIONS))
+WITHIN = "column"
 
 
 def trials(base: TrialConfig) -> Iterator[TrialConfig]:

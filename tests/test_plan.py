@@ -71,7 +71,7 @@ def test_one_trial_is_no_second_seed_of_itself(tmp_path: Path, tone_store: ClipS
     for folder in planned.folders.values():
         finish(folder, 0.5)
     outcome.write(planned)
-    assert (planned.output.path / "table.csv").read_text().splitlines()[1].endswith(",1,done,,False")
+    assert (planned.output.path / "table.csv").read_text().splitlines()[1].endswith(",1,done,,True,False")
 
 
 def test_seeds_are_compared_within_a_data_set(tmp_path: Path, tone_store: ClipStore) -> None:

@@ -181,6 +181,10 @@ def test_the_paired_test_of_a_textbook_sample() -> None:
 def test_differences_that_are_all_equal_go_by_their_signs() -> None:
     """Student's t of three equal differences is infinite, which three runs cannot be worth."""
     assert paired([2.0, 2.0, 2.0]).p == pytest.approx(0.25)
+    # Whole numbers: five differences of one sign are worth 2 * 0.5^5, whether they scatter a little or not at all.
+    assert paired([5, 5, 5, 5, 6], counts=True).p == paired([5, 5, 5, 5, 5], counts=True).p == pytest.approx(2 / 32)
+    # 1, 2 and -4 add up to -1, the least of the eight sums that their signs can give: all are as far from 0.
+    assert paired([1, 2, -4], counts=True).p == pytest.approx(1.0)
     assert paired([0.7 - 0.6, 0.8 - 0.7, 0.9 - 0.8, 0.1, 0.1, 0.1]).p == pytest.approx(2 * 0.5**6)
     assert paired([0.0, 0.0]).p == 1
     assert math.isnan(paired([0.1]).p)
@@ -194,6 +198,23 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, math.nan, 0.04]) == pytest.approx([0.02, math.nan, 0.04], nan_ok=True)
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_values_that_do_not_scatter_are_no_significance() -> None:
+    """Collapsed runs, all of one accuracy; and effects that add up exactly: what is left is rounding."""
+    names = list("abcd")
+    assert two_way(factorial([(a, b, s, 0.1) for a in names for b in names for s in range(3)])) is None
+    rows = [
+        (a, b, s, 0.1 * i + 0.01 * j + 0.001 * s)
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        for s in range(3)
+    ]
+    found = two_way(factorial(rows))
+    assert [source.share >= 0 for source in found.sources] == [True] * 5
+    assert all(math.isnan(source.p) for source in found.sources)
+    assert all(math.isnan(one.p) for one in [*found.levels, *found.pairs])
+    assert found.levels[0].effect == pytest.approx(-0.15)
 
 
 def test_runs_needed_are_those_of_the_tables() -> None:
@@ -218,15 +239,19 @@ def test_the_best_and_what_cannot_be_told_from_it() -> None:
         "alone": {0: 0.3},
         "none": {},
     }
-    found = best_and_ties(cells)
-    assert set(found) == {"near", "far", "alone"}
+    best, found = best_and_ties(cells)
+    assert (best, set(found)) == ("best", {"near", "far", "alone"})
     raw = [stats.ttest_rel(list(cells["best"].values()), list(cells[name].values())).pvalue for name in ("near", "far")]
     assert found["near"] == pytest.approx(min(1, max(raw[0], 2 * raw[1])))
     assert found["far"] == pytest.approx(2 * raw[1])
     assert math.isnan(found["alone"])
-    assert set(best_and_ties(cells, maximise=False)) == {"best", "near", "far"}
-    assert best_and_ties({"one": {0: 0.1}, "other": {0: 0.2}}) == pytest.approx({"one": math.nan}, nan_ok=True)
-    assert best_and_ties({}) == {}
+    # One seed alone is not the smallest either: it may be a lucky one.
+    assert best_and_ties(cells, maximise=False)[0] == "far"
+    assert best_and_ties({**cells, "lucky": {0: 0.99}})[0] == "best"
+    assert best_and_ties({"one": {0: 0.1}, "two": {0: 0.2}, "three": {0: 0.1, 1: 0.1}})[0] == "two"
+    best, found = best_and_ties({"one": {0: 0.1}, "other": {0: 0.2}})
+    assert (best, found) == ("other", pytest.approx({"one": math.nan}, nan_ok=True))
+    assert best_and_ties({}) == (None, {})
 
 
 # Life of a battery in hours, three plate materials at three temperatures, four of each: Montgomery's textbook example.

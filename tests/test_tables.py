@@ -135,7 +135,7 @@ def test_texts_say_what_became_of_each_cell(states: Grid) -> None:
     table = tables.cells(states)
     half_of_two = 100 * 0.05 * math.sqrt(2) * stats.t.ppf(0.975, 1) / math.sqrt(2)
     assert tables.texts(states, table).loc["r"].to_dict() == {
-        "all": f"50.0 ± {HALF:.1f}", "two": f"45.0 ± {half_of_two:.1f} (n=2)†", "one": "40.0 (n=1)†", "cut": "cut",
+        "all": f"50.0 ± {HALF:.1f}", "two": f"45.0 ± {half_of_two:.1f} (n=2)†", "one": "40.0 (n=1)", "cut": "cut",
         "failed": "failed", "running": "running", "nothing": "missing", "hole": "",
     }  # fmt: skip
     assert table["state"].tolist() == ["done", "done", "done", "cut", "failed", "running", "missing", ""]
