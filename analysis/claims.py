@@ -161,7 +161,7 @@ def _needs(part: Part, n: int, margin: float, level: float, counts: bool) -> str
     lacking = sum(part.lacking.values())
     if lacking:
         why = ", ".join(f"{count} {state}" for state, count in sorted(part.lacking.items()))
-        return f"{lacking} of its {round(n / part.share) + lacking} seeds have no result: {why}"
+        return f"{lacking} of {round(n / part.share) + lacking} seeds without a result ({why})"
     fewest = math.ceil(_FEWEST_SEEDS / part.share)
     if n < 2:
         return f"--seeds {fewest} or more would tell how much it scatters"

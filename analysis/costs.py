@@ -75,8 +75,8 @@ def _measured(values: Sequence[float | None], show: Callable[[float], str], how:
     known = [value for value in values if value is not None]
     if not known:
         return "-", f"{how}; none of the {len(values)} trials with a result has it"
-    of = f"{len(values)}" if len(known) == len(values) else f"{len(known)} of the {len(values)}"
-    return show(sum(known)), f"{how}; of the {of} trials with a result"
+    of = "the" if len(known) == len(values) else f"{len(known)} of the"
+    return show(sum(known)), f"{how}; of {of} {len(values)} trials with a result"
 
 
 def _savings(plan: Plan, about: Mapping[str, Any], cut: set[str]) -> Iterable[tuple[str, int, float, str]]:

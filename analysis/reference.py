@@ -57,7 +57,8 @@ def read(path: Path, grids: Mapping[str, Grid], cells: Mapping[str, Iterable[tup
             raise UserError(f"{where}: {cell[0]} / {cell[1]} is given twice")
         found[table][cell] = _share(line["published"], where)
     shares = [value for values in found.values() for value in values.values()]
-    if shares and max(shares) <= 0.01:
+    # One value may be a small percentage; several would be no table.
+    if len(shares) > 1 and max(shares) <= 0.01:
         raise UserError(f"--reference {path}: all values are at most 1; write per cent, 71.2 rather than 0.712")
     return found
 

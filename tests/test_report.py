@@ -20,10 +20,10 @@ from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
 from clar.plan import Plan, restore
-from clar.result import TrialFolder
+from clar.result import EpochRecord, TrialFolder
 from clar.rounds import Budget, Halving, Precision
 from clar.search import Searching
-from tests.handmade import finish
+from tests.handmade import finish, records
 
 NAMES = ("fade", "time_mask", "time_shift")
 GRID = '''"""Pairs of three augmentations."""
@@ -67,7 +67,7 @@ class Sweeps:
                     finish(goal.folder, test, curve_to(test, goal.folder.config.epochs), seconds=10.0)
                 elif test is not None:
                     goal.folder.begin("0+r2")
-                    goal.folder.write_epochs(finished(curve_to(test, goal.folder.config.epochs)[: goal.epoch]))
+                    goal.folder.write_epochs(records(curve_to(test, goal.folder.config.epochs)[: goal.epoch]))
             if not all(goal.reached() for goal in goals):
                 break
         plan.record(state, "0+r2", wall_seconds=100.0)
@@ -76,12 +76,6 @@ class Sweeps:
 
 def curve_to(test: float, epochs: int) -> list[float]:
     return [test * epoch / epochs for epoch in range(1, epochs + 1)]
-
-
-def finished(scores: list[float]) -> list:
-    from tests.handmade import records
-
-    return records(scores)
 
 
 def additive(config: TrialConfig) -> float:
@@ -148,6 +142,62 @@ def test_searches_halving_and_added_seeds_are_replayed(sweeps: Sweeps) -> None:
     assert len(plan.folders) == 22
     assert found.precision is not None
     assert found.precision.reasons == precision.reasons
+
+
+def test_a_trial_that_failed_does_not_end_the_sweep(sweeps: Sweeps) -> None:
+    """The driver goes on without it, and so must whoever plans the sweep again: here in the first of three rounds."""
+    base = BASE.but(epochs=8)
+    plan = sweeps.plan(base=base, halving=halving_of(base))
+    for goals in plan.rounds():
+        for goal in goals:
+            if goal.folder.config.augmentations == ("time_shift",):
+                goal.folder.begin("0+r2")
+                goal.folder.write_failure("OutOfMemoryError: too big")
+            elif goal.epoch is None:
+                finish(goal.folder, additive(goal.folder.config), curve_to(additive(goal.folder.config), 8))
+            else:
+                goal.folder.begin("0+r2")
+                goal.folder.write_epochs(records(curve_to(additive(goal.folder.config), 8)[: goal.epoch]))
+    plan.record("failed", "0+r2")
+    assert len(plan.cut()) == 5
+    found = load.from_storage("grid", sweeps.storage)
+    assert found.plan.cut() == plan.cut()
+    assert results.frame(found.plan, False)["state"].value_counts().to_dict() == {"cut": 5, "done": 3, "failed": 1}
+    # For the command, which tries it again, the round is open.
+    assert sweeps.plan(base=base, halving=halving_of(base)).replay() == 1
+
+
+def test_what_is_cut_here_has_no_number_here(sweeps: Sweeps) -> None:
+    """A trial that this sweep has cut may have run through in another one."""
+    base = BASE.but(epochs=8)
+    sweeps.fill(sweeps.plan(base=base), additive)
+    plan = sweeps.fill(sweeps.plan(base=base, halving=halving_of(base)), additive)
+    frame = results.frame(plan)
+    assert (frame["state"] == "cut").sum() == 6
+    assert frame[frame["state"] == "cut"]["test_top1"].isna().all()
+    assert frame[frame["state"] == "done"]["test_top1"].notna().all()
+
+
+def test_results_of_another_version_are_not_taken_for_missing(sweeps: Sweeps) -> None:
+    plan = sweeps.fill(sweeps.plan(), additive)
+    about = plan.output.read()
+    about["recipe"]["results_version"] = 1
+    plan.output.write(about)
+    with pytest.raises(UserError, match="results version 1, this is 2"):
+        load.from_storage("grid", sweeps.storage)
+
+
+def test_a_report_changes_nothing_that_a_driver_writes(sweeps: Sweeps) -> None:
+    """Neither which sweep was driven last, nor what a driver that is at work keeps."""
+    first = sweeps.fill(sweeps.plan(), additive)
+    second = sweeps.fill(sweeps.plan(base=BASE.but(temperature=0.1)), additive)
+    before = (first.output.path / "sweep.json").read_bytes()
+    found = load.from_storage(first.output.path.name, sweeps.storage)
+    out = outcome.write(found.plan, found.live)
+    report._log(found, out, report.Report(out.folder, []), tracking.default_uri(sweeps.storage))
+    assert (first.output.path / "sweep.json").read_bytes() == before
+    assert first.output.report()["files"] == [path.name for path in out.files]
+    assert load.from_storage("grid", sweeps.storage).plan.output.key == second.output.key
 
 
 def halving_of(base: TrialConfig) -> dict[str, Halving]:
@@ -225,8 +275,14 @@ def test_from_mlflow_come_the_same_tables(sweeps: Sweeps, tmp_path: Path) -> Non
         load.from_mlflow("gird", uri, tmp_path)
 
 
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no"):
+        load.from_mlflow("grid", f"sqlite:///{tmp_path}/typo.db", tmp_path)
+    assert not (tmp_path / "typo.db").exists()
+
+
 def test_a_server_that_is_away_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 cannot be read") as caught:
+    with pytest.raises(UserError, match=r"--tracking-uri http://127.0.0.1:9: cannot be read; is it right") as caught:
         load.from_mlflow("grid", "http://127.0.0.1:9", tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -254,15 +310,15 @@ def published(sweeps: Sweeps, text: str) -> dict:
     found = outcome.write(sweeps.fill(sweeps.plan(), additive))
     path = sweeps.folder / "published.csv"
     path.write_text(text)
-    places = {name: list(zip(cells["row"], cells["column"], strict=True)) for name, (_, cells) in found.grids.items()}
-    return reference.read(path, {name: grid for name, (grid, _) in found.grids.items()}, places)
+    places = {name: list(zip(cells["row"], cells["column"], strict=True)) for name, (*_, cells) in found.grids.items()}
+    return reference.read(path, {name: grid for name, (_, grid, _) in found.grids.items()}, places)
 
 
 def test_published_values_beside_ours(sweeps: Sweeps) -> None:
     values = published(sweeps, "row,column,published\nfade,time_mask,71.2\n time_mask , fade ,60 %\n")
     assert values == {"table": {("fade", "time_mask"): pytest.approx(0.712), ("time_mask", "fade"): 0.6}}
     found = outcome.write(sweeps.fill(sweeps.plan(seeds=3), additive))
-    grid, cells = found.grids["table"]
+    _, grid, cells = found.grids["table"]
     listing = tables.against(grid, cells, values["table"], "Beside")
     ours = cells.set_index(["row", "column"]).loc[("fade", "time_mask")]
     assert listing.header == ("first", "second", "ours", "published", "difference")
@@ -288,7 +344,7 @@ def test_published_values_beside_ours(sweeps: Sweeps) -> None:
         ("row,column,published\nfade,fade\n", "published = None is no percentage"),
         ("row,column,published\nfade,fade,nan\n", "is no percentage"),
         ("row,column,published\nfade,fade,50\nfade,fade,51\n", "line 3: fade / fade is given twice"),
-        ("row,column,published\nfade,fade,0.5\n", "write per cent"),
+        ("row,column,published\nfade,fade,0.5\nfade,time_mask,0.6\n", "write per cent"),
         ("table,row,column,published\nlosses,fade,fade,50\n", "line 2: no table 'losses'"),
     ],
 )
@@ -348,6 +404,61 @@ def test_cells_of_different_trials_are_told_to_be(sweeps: Sweeps) -> None:
     assert tables.cells(grid)["state"].tolist() == ["failed", "done", "done", "done"]
 
 
+def test_seeds_that_lack_some_of_a_cell_are_left_out(sweeps: Sweeps) -> None:
+    """Added seeds are of the good cells only: a mean over them would be of other trials."""
+    plan = sweeps.fill(sweeps.plan("losses", seeds=3), lambda config: 0.5 + 0.1 * (config.loss == "clar"))
+    trials = results.frame(plan)
+    some = trials[(trials["seed"] < 2) | (trials["loss"] == "clar")]
+    grid, notes = pivot.grid(some, "label_fraction", "dataset")
+    cells = tables.cells(grid)
+    assert cells["n"].tolist() == [2] * 4
+    assert cells["mean"].tolist() == pytest.approx([0.525] * 4)
+    assert notes[1] == "seeds that lack some of a cell's trials are left out: 4"
+    # Fields that are None have a row, too.
+    grid, _ = pivot.grid(trials, "window_ms", "loss")
+    assert grid.rows == ("window_ms", ("None",))
+    # Accuracies with other labels are not compared, and a penalty has no best.
+    assert pivot.grid(trials, "label_fraction", "loss")[0].within == "row"
+    assert pivot.grid(trials, "loss", "input", "probe_l2")[0].within == "nothing"
+    assert not tables.cells(pivot.grid(trials, "loss", "input", "probe_l2")[0])["best"].any()
+
+
+def test_tables_of_several_tasks_have_a_best_in_each_column(sweeps: Sweeps) -> None:
+    """Accuracies with other shares of the labels, or on other data, are not compared."""
+    noise = np.random.default_rng(0)
+    worth = {"clar": 0.1, "supervised": 0.0, "self_supervised": 0.0, "finetune": 0.05}
+    plan = sweeps.fill(
+        sweeps.plan("losses", seeds=4),
+        lambda config: 0.3 + 0.4 * config.label_fraction + worth[config.loss] + noise.normal(0, 0.004),
+    )
+    out = outcome.write(plan)
+    cells = next(iter(out.grids.values()))[2]
+    best = cells[cells["best"]]
+    assert best["column"].tolist() == ["100 %", "20 %", "10 %", "1 %"]
+    assert set(best["row"]) == {"clar"}
+    assert (cells[~cells["best"]]["p"] < 0.05).all()
+    assert "bold: the best mean of each column" in out.markdown()
+
+
+def test_a_cell_of_several_trials_a_seed_counts_its_seeds(sweeps: Sweeps) -> None:
+    entries = [tables.Entry("r", column, "done", value, seed)
+               for column in "ab" for seed in range(3) for value in (0.4 + 0.1 * seed, 0.6 + 0.1 * seed)]  # fmt: skip
+    source = tables.Grid("T", ("r", None), ("c", None), entries)
+    cells = tables.cells(source)
+    assert cells["n"].tolist() == [3, 3]
+    assert (cells["mean"][0], cells["low"][0]) == pytest.approx(mean_interval([0.5, 0.6, 0.7])[:2])
+    assert "over 3 seeds" in " ".join(tables.notes(source, cells))
+
+
+def test_the_time_of_an_unfinished_trial_is_that_of_its_epochs(sweeps: Sweeps) -> None:
+    plan = sweeps.plan()
+    folder = next(iter(plan.folders.values()))
+    folder.begin("0+r2")
+    folder.write_epochs([EpochRecord(1, 1.0, None, 0.1, 10.0), EpochRecord(2, 1.0, None, 0.1, 1000.0)])
+    clips = len(sweeps.store.split("train"))
+    assert costs._seconds_so_far(plan, folder) == pytest.approx(clips / 10 + clips / 1000)
+
+
 def test_costs_by_hand(sweeps: Sweeps) -> None:
     """Paper on one data set: 65 trials, of which one cell of losses and one of inputs stand in two studies."""
     plan = sweeps.fill(sweeps.plan("paper"), lambda config: 0.5)
@@ -355,7 +466,8 @@ def test_costs_by_hand(sweeps: Sweeps) -> None:
     assert found["trials"] == ("65", "65 done")
     assert found["wall time"][0] == "1.7 min"
     assert found["training time"][0] == "10.8 min"
-    assert found["CPU-hours"] == ("-", "no device of a trial has reported it")
+    assert found["CPU-hours"][0] == "-"
+    assert found["CPU-hours"][1].endswith("none of the 65 trials with a result has it")
     # 49 + 2 + 16 members: the spectrogram cell of inputs and self-supervised with all labels are one of the grid's.
     assert found["saved: asked for twice"][0] == "20 s"
     assert found["saved: asked for twice"][1].startswith("2 trials ")
@@ -387,8 +499,14 @@ def test_costs_of_early_stopping_and_of_what_was_found_done(sweeps: Sweeps) -> N
 
 
 def test_energy_and_cpu_time_say_how_many_trials_have_them() -> None:
-    assert costs._measured([3600.0, None, 7200.0], costs.hours, "threads") == ("3.00 h", "threads; of 2 of 3 trials")
-    assert costs._measured([1.8e6, 3.6e6], costs.energy, "devices") == ("1.50 kWh", "devices")
+    assert costs._measured([3600.0, None, 7200.0], costs.hours, "threads") == (
+        "3.00 h",
+        "threads; of 2 of the 3 trials with a result",
+    )
+    assert costs._measured([1.8e6, 3.6e6], costs.energy, "devices") == (
+        "1.50 kWh",
+        "devices; of the 2 trials with a result",
+    )
     assert costs.energy(3600) == "1.0 Wh"
 
 
@@ -405,7 +523,8 @@ def test_the_command_makes_everything(
     (sweeps.folder / "own.py").write_text(
         "from analysis.claims import Claim, versus\n"
         "CLAIMS = [Claim('Fade first beats shift first', lambda t: versus(t, {'augmentations': 'fade > time_mask'},"
-        " {'augmentations': 'time_shift > time_mask'}))]\n"
+        " {'augmentations': 'time_shift > time_mask'})),\n"
+        "          Claim('Nothing', lambda t: versus(t, {'loss': 'klar'}, {'loss': 'clar'}))]\n"
     )
     code, said, errors = run(
         monkeypatch, capsys, "grid", "--storage", sweeps.storage, "--reference", sweeps.folder / "published.csv",
@@ -415,6 +534,7 @@ def test_the_command_makes_everything(
     assert (code, errors) == (0, "")
     assert "The best composition of two augmentations beats the best single one: confirmed" in said
     assert "Fade first beats shift first: confirmed" in said
+    assert "Nothing: this sweep has no such trials" in said
     assert "36 of 36 done" in said
     folder = plan.output.path
     html = (folder / "report.html").read_text()
@@ -457,11 +577,18 @@ def test_wrong_options_are_said_in_one_line(
     sweeps.fill(sweeps.plan(), additive)
     (sweeps.folder / "broken.py").write_text("CLAIMS = [1]\n")
     (sweeps.folder / "raises.py").write_text("import nowhere_at_all\n")
+    (sweeps.folder / "typo.py").write_text(
+        "from analysis.claims import Claim, versus\n"
+        "CLAIMS = [Claim('Warm', lambda t: versus(t, {'temprature': 1}, {'temprature': 2}))]\n"
+    )
     cases = {
         ("gird",): "no sweep 'gird'",
         ("grid", "--rows", "loss"): "a table needs both",
         ("grid", "--where", "loss=clar"): "name them",
         ("grid", "--target", "0"): "an accuracy in per cent",
+        ("grid", "--metric", "test_top5"): "name them",
+        ("grid", "--out", sweeps.folder / "grid.py"): "name another folder with --out",
+        ("grid", "--claims", sweeps.folder / "typo.py"): "cannot be checked: no field 'temprature'",
         ("grid", "--claims", sweeps.folder / "nowhere.py"): "no Python file",
         ("grid", "--claims", sweeps.folder / "broken.py"): "must be a list of analysis.claims.Claim, not [1]",
         ("grid", "--claims", sweeps.folder / "raises.py"): "does not load: ModuleNotFoundError",
@@ -484,14 +611,16 @@ def test_a_single_seed_and_nothing_yet(sweeps: Sweeps) -> None:
     found = load.from_storage("grid", sweeps.storage)
     out = outcome.write(found.plan, found.live)
     made = report.extend(found, out)
-    assert made.verdicts[0].endswith("undecided; n = 0; no result yet of 1 of its 1 seeds")
+    assert made.verdicts[0].endswith("undecided; n = 0; 1 of 1 seeds without a result (1 missing)")
     assert out.markdown().count("| missing |") > 0
     assert "0 of 9 done, 9 missing" in made.path.read_text()
     sweeps.fill(empty, additive)
     found = load.from_storage("grid", sweeps.storage)
     out = outcome.write(found.plan, found.live)
     made = report.extend(found, out)
-    assert "nothing can be told from it; use --seeds 3 or more" in out.markdown()
+    assert "with one seed nothing can be told from it, use --seeds 3 or more" in out.markdown()
+    # All is there, and waiting would not help.
+    assert made.verdicts[0].endswith("undecided; n = 0; --seeds 6 or more would tell how much it scatters")
     assert "±" not in (out.folder / "table.md").read_text()
     assert "since one seed alone has no scatter of its own" in made.path.read_text()
 
