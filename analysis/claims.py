@@ -100,11 +100,16 @@ class Judgement:
         """The part on which the claim hangs: the surest of the refuted, else the one least sure to be confirmed."""
         return min(self.parts, key=_hangs_on)
 
-    def __str__(self) -> str:
+    @property
+    def evidence(self) -> str:
+        """The numbers of the decisive part, where it stands if there are others, and what would decide it."""
         worst = self.decisive
         where = f" ({worst.label})" if len(self.parts) > 1 else ""
         needs = f"; {worst.needs}" if worst.needs else ""
-        return f"{self.claim.statement}: {self.verdict}; {describe(worst, self.claim.unit)}{where}{needs}"
+        return f"{describe(worst, self.claim.unit)}{where}{needs}"
+
+    def __str__(self) -> str:
+        return f"{self.claim.statement}: {self.verdict}; {self.evidence}"
 
 
 def _hangs_on(part: JudgedPart) -> tuple[int, float, float]:
@@ -114,13 +119,18 @@ def _hangs_on(part: JudgedPart) -> tuple[int, float, float]:
 
 def describe(part: JudgedPart, unit: str) -> str:
     """`+2.1 points (0.4 to 3.8), p = 0.021, n = 5`."""
+    p = [] if math.isnan(part.p) else [f"p {p_text(part.p)}"]
+    return ", ".join([*([effect_text(part, unit)] if part.n else []), *p, f"n = {part.n}"])
+
+
+def effect_text(part: JudgedPart, unit: str) -> str:
+    """`+2.1 points (0.4 to 3.8)`; a dash where there is none."""
     if not part.n:
-        return "n = 0"
+        return "-"
     scale, name = (100, "points") if unit == POINTS else (1, unit)
-    interval = "" if math.isnan(part.low) else f" ({scale * part.low:.1f} to {scale * part.high:.1f})"
-    p = "" if math.isnan(part.p) else f", p {p_text(part.p)}"
     # Adding 0 makes 0 of -0.
-    return f"{round(scale * part.effect, 1) + 0:+.1f} {name}{interval}{p}, n = {part.n}"
+    low, effect, high = (round(scale * value, 1) + 0 for value in (part.low, part.effect, part.high))
+    return f"{effect:+.1f} {name}" + ("" if math.isnan(low) else f" ({low:.1f} to {high:.1f})")
 
 
 def p_text(p: float) -> str:
@@ -244,7 +254,7 @@ def _composition(trials: pd.DataFrame) -> Iterator[Part]:
     their choice: with all cells equal, one test in six was significant at 0.05.)
     """
     of_loss = trials[trials["loss"] == "self_supervised"]
-    for label, group in _alike(of_loss, ["augmentations", "augmentation_probability", "augmentation_strength"]):
+    for label, group in _alike(of_loss, ["augmentations"]):
         counts = group["augmentations"].map(lambda names: len(names.split(" > ")) if names else 0)
         kinds = [group[counts == 2], group[counts == 1]]
         if any(kind["augmentations"].nunique() < 2 for kind in kinds):

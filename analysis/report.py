@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import typer
 from rich.console import Console
 
 from analysis import costs, load, outcome, page, pivot, reference, tables
-from analysis.claims import EPOCHS, PAPER, POINTS, Claim, Judgement, describe, fewer_epochs, judge, p_text
+from analysis.claims import EPOCHS, PAPER, POINTS, Claim, Judgement, effect_text, fewer_epochs, judge, p_text
 from analysis.load import Loaded
 from analysis.outcome import Figure, Outcome
 from analysis.page import Example, Folded, Part, Picture, Section, Sound, Verdict
@@ -322,10 +323,8 @@ def _judgements(out: Outcome, judged: list[Judgement], silent: list[str]) -> Non
     for one in judged:
         scale, unit = (100, "percentage points") if one.claim.unit == POINTS else (1, one.claim.unit)
         for part in one.parts:
-            effect = describe(part, one.claim.unit).partition(", p")[0].partition(", n")[0]
-            needs = part.needs if part.verdict == "undecided" else ""
-            rows.append((one.claim.statement, part.label, part.verdict, effect if part.n else "-", _p(part.p),
-                         str(part.n), needs))  # fmt: skip
+            effect = effect_text(part, one.claim.unit)
+            rows.append((one.claim.statement, part.label, part.verdict, effect, _p(part.p), str(part.n), part.needs))
             label = f"{one.claim.statement}: {part.label}"
             numbers = (scale * part.effect, scale * part.low, scale * part.high)
             forest.append(_ForestRow(label, *numbers, unit, part.verdict))
@@ -419,13 +418,14 @@ def _page(
     found: Loaded, out: Outcome, trials: pd.DataFrame, judged: list[Judgement], made: dict[str, Any], first: list[str]
 ) -> page.Page:
     plan, about = found.plan, found.about
-    sections = [Section("Claims", _verdicts(judged))] if judged else []
+    sections = [Section("Claims", verdicts)] if (verdicts := _verdicts(judged, out)) else []
     skipped = {"claims", "costs", *first}
     sections += [_section(out, key) for key in first]
     sections += [_section(out, key) for key in out.sections if key not in skipped and out.sections[key].pieces]
     sections += _pictures(made, out.folder / FOLDER)
     sections.append(_section(out, "costs"))
-    details = (Folded("Every comparison of the claims", _section(out, "claims").parts),) if judged else ()
+    compared = tuple(part for part in _section(out, "claims").parts if not isinstance(part, str))
+    details = (Folded("Every comparison of the claims", compared),) if compared else ()
     sections.append(Section("Details", (*details, Folded(f"All {len(trials)} trials", (_trial_table(trials),)))))
     base = {name: value for bases in plan.bases.values() for name, value in bases[0].differences().items()}
     settings = ", ".join(f"{name} {_shown(value)}" for name, value in base.items() if name not in ("dataset", "seed"))
@@ -448,21 +448,12 @@ def _page(
 
 
 def progress(found: Loaded) -> str:
-    """`120 of 245 done, 3 failed, 2 running`."""
-    states = frame_states(found)
-    total = sum(states.values())
-    others = ", ".join(f"{count} {state}" for state, count in states.items() if state != "done")
-    return f"{states.get('done', 0)} of {total} done" + (f", {others}" if others else "")
-
-
-def frame_states(found: Loaded) -> dict[str, int]:
-    """How many trials are in which state, pre-trainings among them."""
+    """`120 of 245 done, 3 failed, 2 running`, pre-trainings among them."""
     cut = found.plan.cut()
-    states: dict[str, int] = {}
-    for folder in found.plan.folders.values():
-        state = outcome.state_of(found.plan, folder, cut, found.live)
-        states[state] = states.get(state, 0) + 1
-    return dict(sorted(states.items()))
+    states = Counter(outcome.state_of(found.plan, one, cut, found.live) for one in found.plan.folders.values())
+    total = sum(states.values())
+    others = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state != "done")
+    return f"{states['done']} of {total} done" + (f", {others}" if others else "")
 
 
 def _summary(found: Loaded, judged: list[Judgement]) -> str:
@@ -474,12 +465,12 @@ def _summary(found: Loaded, judged: list[Judgement]) -> str:
     return f"{found.plan.space.summary} The sweep is {state}: {progress(found)}.{claims}"
 
 
-def _verdicts(judged: list[Judgement]) -> tuple[Part, ...]:
+def _verdicts(judged: list[Judgement], out: Outcome) -> tuple[Part, ...]:
     verdicts: list[Part] = []
     for one in judged:
-        text = str(one).partition(f"{one.verdict}; ")[2]
-        verdicts.append(Verdict(one.claim.statement, one.verdict, f"{text[:1].upper()}{text[1:]}."))  # type: ignore[arg-type]
-    return tuple(verdicts)
+        text = f"{one.evidence[:1].upper()}{one.evidence[1:]}."
+        verdicts.append(Verdict(one.claim.statement, one.verdict, text))  # type: ignore[arg-type]
+    return (*verdicts, *(piece for piece in out.sections["claims"].pieces if isinstance(piece, str)))
 
 
 def _section(out: Outcome, key: str) -> Section:
