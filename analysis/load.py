@@ -146,6 +146,7 @@ def _plan(
     plan = restore(storage, about["recipe"], space.load(where), mean_interval)
     before_replay(plan)
     plan.replay(failed_again=False)
+    plan.frozen = True
     return plan
 
 

@@ -80,7 +80,10 @@ class Plan:
     members: list[Member] = field(default_factory=list)
     folders: dict[str, TrialFolder] = field(default_factory=dict)
     support: set[str] = field(default_factory=set)
-    _results: dict[str, TrialResult] = field(default_factory=dict)
+    frozen: bool = False
+    """Whether a trial that had no result when it was asked for has none for good: what is made of the plan agrees with
+    itself while trials go on."""
+    _results: dict[str, TrialResult | None] = field(default_factory=dict)
     _titles: dict[str, str] = field(default_factory=dict)
     _index: dict[tuple[str, TrialConfig], list[Member]] = field(default_factory=dict)
 
@@ -230,7 +233,7 @@ class Plan:
         """A trial's result, read once: a trial that is done stays done."""
         if folder.identity not in self._results:
             result = folder.result()
-            if result is None:
+            if result is None and not self.frozen:
                 return None
             self._results[folder.identity] = result
         return self._results[folder.identity]

@@ -295,6 +295,12 @@ def test_begun_is_running_while_somebody_drives_and_stopped_otherwise(sweeps: Sw
         assert live.live
         assert results.frame(live.plan, live.live)["state"].value_counts().to_dict() == {"done": 8, "running": 1}
         assert report.progress(live) == "8 of 9 done, 1 running"
+        # A trial that ends while the report is made is not half in it.
+        late = next(one for one in live.plan.folders.values() if one.config.augmentations == ("fade",))
+        assert live.plan.result(late) is None
+        late.write_result(next(one for one in live.plan.folders.values() if one is not late).result())
+        assert live.plan.result(late) is None
+        (late.path / "result.json").unlink()
     rest = load.from_storage("grid", sweeps.storage)
     written = outcome.write(rest.plan, rest.live)
     assert "| fade | stopped |" in written.markdown()
