@@ -119,6 +119,9 @@ def main(
         typer.Option(metavar="N", help="Take results of this older results version as done; repeatable.",
                      show_default=False),
     ] = None,
+    make_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="End with the report, as `python -m analysis.report` makes it.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; train nothing.")] = False,
     show_list: Annotated[bool, typer.Option("--list", help="Show the sweeps that exist.")] = False,
 ) -> int:  # fmt: skip
@@ -182,7 +185,7 @@ def main(
         if dry_run:
             _show(plan, shares, waiting, console)
             return 0
-        driver = _Driver(plan, shares, console, data_seconds, retries, trial_timeout)
+        driver = _Driver(plan, shares, console, data_seconds, retries, trial_timeout, make_report)
         return driver.run(tracking_uri or default_uri(place), address, fresh)
 
 
@@ -367,6 +370,7 @@ class _Driver:
     data_seconds: float
     retries: int
     timeout: float | None
+    make_report: bool
     failures: dict[str, str] = field(default_factory=dict)
     version: str = field(default_factory=code_version)
 
@@ -380,7 +384,9 @@ class _Driver:
                 self.watch = _Watch(plan, self.shares, tracker, console, self.data_seconds, self.failures)
                 full = self._rounds(address, marker)
                 whole = not plan.open()
-                plan.record("done" if whole else "failed", self.version, **self._spent())
+                # The clock stops here: what the report takes is no cost of the trials.
+                spent = self._spent()
+                plan.record("done" if whole else "failed", self.version, **spent)
                 # Tables show what was found; what could not be found is said below them.
                 note, files = self._report()
                 plan.output.write_report(note, [file.relative_to(plan.output.path).as_posix() for file in files])
@@ -390,7 +396,7 @@ class _Driver:
                 write_json(plan.output.path / _TRACKED, self._tracking(uri))
         if not full:
             marker.finish()
-        self._closing_lines(files, uri, full)
+        self._closing_lines(files, uri, full, spent.get("clock"))
         return 0 if whole else 1
 
     def _rounds(self, address: str | None, marker: "_Fresh") -> str:
@@ -465,6 +471,9 @@ class _Driver:
         plan, say = self.plan, partial(self.console.print, markup=False)
         tables = outcome.write(plan, live=False)
         outcome.show(tables, self.console)
+        if not self.make_report:
+            tables.draw()
+            return tables.markdown(), tables.files
         found = report.Loaded(plan, plan.output.read() or {}, False, str(plan.storage), [])
         try:
             with progress.bar("report") as bar:
@@ -491,15 +500,14 @@ class _Driver:
         trials = {identity: folder.run_token() for identity, folder in self.plan.folders.items()}
         return {"uri": uri, "trials": trials, "cut": sorted(self.plan.cut())}
 
-    def _closing_lines(self, files: list[Path], uri: str, full: str) -> None:
+    def _closing_lines(self, files: list[Path], uri: str, full: str, clock: dict[str, float] | None) -> None:
         """Where everything lies, what it cost, and what went wrong."""
         picture = next((file for file in files if file.suffix == ".png"), None)
         page = next((file for file in files if file.suffix == ".html"), None)
         lines = [f"table    {files[0]}"]
         lines += [f"{what} {file}" for what, file in (("picture ", picture), ("report  ", page)) if file]
         lines.append(f"MLflow   {uri}")
-        if self.watch.busy:
-            clock = self.watch.clock()
+        if clock:
             first = clock.get("first_trial_after_seconds")
             lines.append(
                 f"clock    {_duration(clock['sweep_seconds'])}, first trial "

@@ -113,7 +113,7 @@ def test_a_killed_driver_is_no_loss(command: Command, undisturbed: Command, stud
     name = study if study == "hyperparameters" else f"{study}.py"
     for _ in range(2):
         before = newest_checkpoint(command)
-        process = command.start("clar.sweep", name, *arguments, "--storage", str(command.storage))
+        process = command.start("clar.sweep", name, *arguments, "--no-report", "--storage", str(command.storage))
 
         def moved(before: float = before) -> bool:
             return newest_checkpoint(command) > before
@@ -135,7 +135,7 @@ def test_a_killed_driver_is_no_loss(command: Command, undisturbed: Command, stud
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(command: Command, undisturbed: Command) -> None:
     """Ctrl-C reaches the whole process group, as from a terminal."""
     process = subprocess.Popen(
-        [os.sys.executable, "-m", "clar.sweep", "study.py", *LONG, "--storage", str(command.storage)],  # type: ignore[attr-defined]
+        [os.sys.executable, "-m", "clar.sweep", "study.py", *LONG, "--no-report", "--storage", str(command.storage)],  # type: ignore[attr-defined]
         cwd=command.folder, env=command.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,
     )  # fmt: skip
@@ -154,7 +154,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(command: Command, undisturbe
     assert [run.info.status for run in (*parents, *found)].count("RUNNING") == 0
     # Twice stops at once.
     before = newest_checkpoint(command)
-    process = command.start("clar.sweep", "study.py", *LONG, "--storage", str(command.storage))
+    process = command.start("clar.sweep", "study.py", *LONG, "--no-report", "--storage", str(command.storage))
     wait_for(lambda: newest_checkpoint(command) > before, process)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
@@ -170,7 +170,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(command: Command, undisturbe
 def test_two_drivers_at_once_train_nothing_twice(command: Command, undisturbed: Command) -> None:
     (command.folder / "temperatures.py").write_text(TEMPERATURES)
     both = [
-        command.start("clar.sweep", "temperatures.py", *HALVING, "--storage", str(command.storage)) for _ in range(2)
+        command.start("clar.sweep", "temperatures.py", *HALVING, "--no-report", "--storage", str(command.storage))
+        for _ in range(2)
     ]
     for process in both:
         output, _ = process.communicate(timeout=400)
@@ -189,7 +190,9 @@ def test_two_drivers_at_once_train_nothing_twice(command: Command, undisturbed: 
 @pytest.mark.slow
 def test_a_worker_that_dies_and_one_that_hangs(command: Command, undisturbed: Command) -> None:
     """One worker is killed, later one is stopped for good: both trials go on from their checkpoints in new workers."""
-    process = command.start("clar.sweep", "study.py", *LONG, "--storage", str(command.storage), "--trial-timeout", "12")
+    process = command.start(
+        "clar.sweep", "study.py", *LONG, "--no-report", "--storage", str(command.storage), "--trial-timeout", "12"
+    )
     wait_for(lambda: newest_checkpoint(command) > 0 and len(children(process)) > 0, process)
     os.kill(children(process)[0], signal.SIGKILL)
     seen = newest_checkpoint(command)

@@ -25,7 +25,7 @@ def test_a_sweep_from_plan_to_table_again_and_with_more_seeds(command: Command) 
     assert "2 trials on digits:120, 0 of them done" in planned
     assert planned.count("to do") == 2
 
-    output = command.sweep("study.py", *TINY)
+    output = command.sweep("study.py", *TINY, report=True)
     assert "[1/2]" in output
     assert "[2/2]" in output
     assert re.search(r"│ fade +│ +\d+\.\d │", output)

@@ -99,7 +99,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, small_cache: Path) -> Comman
     """A 3 x 3 grid of ordered pairs, two seeds, with its report."""
     command = Command(tmp_path_factory.mktemp("ui"), small_cache)
     (command.folder / "pairs.py").write_text(PAIRS)
-    assert f"[{TRIALS}/{TRIALS}]" in command.sweep("pairs.py", *TINY, "--seeds", str(SEEDS))
+    assert f"[{TRIALS}/{TRIALS}]" in command.sweep("pairs.py", *TINY, "--seeds", str(SEEDS), report=True)
     return command
 
 
