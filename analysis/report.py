@@ -6,7 +6,6 @@ own report when it ends, by the same code.
 
 import errno
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from analysis.page import Example, Folded, Part, Picture, Section, Sound, Verdic
 from analysis.results import METRICS, frame
 from analysis.statistics import LEVEL, Effect, TwoWay, two_way
 from analysis.tables import Listing
-from clar import __version__, datasets, tracking
+from clar import __version__, datasets, space, tracking
 from clar import progress as progress_bar
 from clar.cli import command, storage_path
 from clar.config import AUGMENTATIONS, RESULTS_VERSION
@@ -286,15 +285,9 @@ def _judged(found: Loaded, options: Options, trials: pd.DataFrame) -> tuple[list
 
 def _from_file(path: Path, required: bool) -> list[Claim]:
     """`CLAIMS` of a Python file, which is the user's own code and is run."""
-    spec = importlib.util.spec_from_file_location(f"claims_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"--claims {path}: no Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} does not load: {type(error).__name__}: {error}") from error
-    found = getattr(module, "CLAIMS", None)
+    if required and not path.is_file():
+        raise UserError(f"--claims {path}: no such file; name a Python file with CLAIMS")
+    found = getattr(space.run_file(path), "CLAIMS", None)
     if found is None and not required:
         return []
     if not isinstance(found, list | tuple) or not all(isinstance(one, Claim) for one in found):

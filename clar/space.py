@@ -157,7 +157,7 @@ def load(name: str, within: tuple[Path, ...] = ()) -> Space:
             raise UserError(f"no sweep file {name}; give the path of a Python file, or a name from --list")
         names = sorted(path.stem for path in folder.glob("[!_]*.py"))
         raise UserError(f"no sweep {name!r}{near(name, names)} `python -m clar.sweep --list` shows all")
-    module = _module(path)
+    module = run_file(path)
     summary = (module.__doc__ or "").strip().partition("\n")[0]
     own = None if path.resolve().parent == folder.resolve() else path.resolve()
     if not hasattr(module, "STUDIES"):
@@ -239,7 +239,12 @@ def _study(path: Path, module: ModuleType, summary: str) -> Study:
     )
 
 
-def _module(path: Path) -> ModuleType:
+def run_file(path: Path) -> ModuleType:
+    """Run a Python file of the user's, and give what it defines.
+
+    Raises:
+        UserError: it is no Python file, or it does not load.
+    """
     spec = importlib.util.spec_from_file_location(f"search_spaces.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file")

@@ -595,7 +595,7 @@ def test_wrong_options_are_said_in_one_line(
         ("grid", "--metric", "test_top5"): "name them",
         ("grid", "--out", sweeps.folder / "grid.py"): "name another folder with --out",
         ("grid", "--claims", sweeps.folder / "typo.py"): "cannot be checked: no field 'temprature'",
-        ("grid", "--claims", sweeps.folder / "nowhere.py"): "no Python file",
+        ("grid", "--claims", sweeps.folder / "nowhere.py"): "no such file; name a Python file with CLAIMS",
         ("grid", "--claims", sweeps.folder / "broken.py"): "must be a list of analysis.claims.Claim, not [1]",
         ("grid", "--claims", sweeps.folder / "raises.py"): "does not load: ModuleNotFoundError",
         ("grid", "--reference", sweeps.folder / "nowhere.csv"): "cannot be read",
