@@ -224,7 +224,7 @@ def curves(
     width, height = _size(drawn)
     with _drawing(path, width, height) as drawing:
         axes = drawing.figure.add_subplot()
-        axes.set_title(_title(title, _PLOT_WIDTH))
+        axes.set_title(_title(title, _PLOT_WIDTH - 0.4))
         axes.set_xlabel(xlabel)
         axes.set_ylabel(_label(ylabel))
         if not drawn:
@@ -279,7 +279,7 @@ def lines_by_column(
     width, height = _size(rows)
     with _drawing(path, width, height) as drawing:
         axes = drawing.figure.add_subplot()
-        axes.set_title(_title(title, _PLOT_WIDTH))
+        axes.set_title(_title(title, _PLOT_WIDTH - 0.4))
         axes.set_xlabel(_label(means.columns.name))
         axes.set_ylabel(_label(ylabel))
         values = 100 * means.to_numpy(dtype=float)
@@ -341,7 +341,7 @@ def pareto(
     width, height = _size([labels[i] for i in best])
     with _drawing(path, width, height) as drawing:
         axes = drawing.figure.add_subplot()
-        axes.set_title(_title(title, _PLOT_WIDTH))
+        axes.set_title(_title(title, _PLOT_WIDTH - 0.4))
         for set_label, name, share in ((axes.set_xlabel, xlabel, shares[0]), (axes.set_ylabel, ylabel, shares[1])):
             set_label(f"{_label(name)}, %" if share and "%" not in name else _label(name))
         if not known:
@@ -476,7 +476,7 @@ def effects(
     width = _PLOT_WIDTH + 1.5 + _inches(_labels(names))
     with _drawing(path, width, 0.42 * max(len(names), 4) + 1.3) as drawing:
         axes = drawing.figure.add_subplot()
-        axes.set_title(_title(title, _PLOT_WIDTH))
+        axes.set_title(_title(title, _PLOT_WIDTH - 0.4))
         axes.set_xlabel(_label(xlabel, 60))
         if not names:
             _nothing(axes)

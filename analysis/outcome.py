@@ -296,7 +296,7 @@ def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
         cost, value = search.objectives[1], search.objectives[0]
         outcome.figure(
             f"{stem}-pareto", f"Pareto front: {title}", "pareto",
-            plain, [str(one.number) for one in done], on_front, title, xlabel=_axis(cost), ylabel=_axis(value),
+            plain, [f"number {one.number}" for one in done], on_front, title, xlabel=_axis(cost), ylabel=_axis(value),
             shares=(cost not in COSTS, value not in COSTS),
         )  # fmt: skip
     importance = search.importance()
