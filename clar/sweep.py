@@ -370,7 +370,7 @@ class _Driver:
     data_seconds: float
     retries: int
     timeout: float | None
-    make_report: bool
+    make_report: bool = True
     failures: dict[str, str] = field(default_factory=dict)
     version: str = field(default_factory=code_version)
 
