@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,11 +175,11 @@ def heading(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def show(outcome: Outcome, console: Console, keys: Iterable[str] | None = None) -> None:
-    """Print its sentences and tables, of all sections or of these."""
+def show(outcome: Outcome, console: Console) -> None:
+    """Print its sentences and tables."""
     # Without a terminal there is no width to keep to, and a wrapped number is no number.
     wide = console if console.is_terminal else Console(highlight=False, width=max(160, console.width))
-    for section in outcome.sections.values() if keys is None else [outcome.sections[key] for key in keys]:
+    for section in outcome.sections.values():
         for piece in section.pieces:
             if isinstance(piece, Figure):
                 continue
@@ -248,15 +248,15 @@ def _grid(outcome: Outcome, stem: str, grid: Grid, metric: str, single: bool) ->
     means, low, high, states, marks, best = (
         tables.grid(grid, cells, what) for what in ("mean", "low", "high", "state", "tied", "best")
     )
-    stem = "heat_map" if single else f"{stem}-heat_map"
+    before = "" if single else f"{stem}-"
     outcome.figure(
-        stem, f"Heat map of the table: {grid.title}", "heat_map",
+        f"{before}heat_map", f"Heat map of the table: {grid.title}", "heat_map",
         means, grid.title, states=states, marks=marks, best=best,
     )  # fmt: skip
     # Columns that are numbers, such as the share of labels, are an axis.
     if len(means) > 1 and len(means.columns) > 1 and all(tables.positive(name) for name in means.columns):
         outcome.figure(
-            stem.replace("heat_map", "lines"), f"The table's rows as lines: {grid.title}", "lines_by_column",
+            f"{before}lines", f"The table's rows as lines: {grid.title}", "lines_by_column",
             means, low, high, grid.title, ylabel=f"{METRIC_TITLES.get(metric, metric)}, %",
         )  # fmt: skip
 

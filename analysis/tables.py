@@ -198,6 +198,7 @@ def cells(source: Grid) -> pd.DataFrame:
     columns = _names(source.columns, (entry.column for entry in source.entries))
     places = [(row, column) for row in rows for column in columns]
     values = {place: _by_seed(members.get(place, [])) for place in places}
+    intervals = {place: mean_interval(by_seed.values()) for place, by_seed in values.items()}
     families = {
         "table": [places],
         "column": [[one for one in places if one[1] == column] for column in columns],
@@ -209,7 +210,7 @@ def cells(source: Grid) -> pd.DataFrame:
         first, found = best_and_ties({place: values[place] for place in family}, source.maximise)
         tests |= found  # type: ignore[arg-type]
         # Means that differ in their last bits only are equal, and all of them the best.
-        means = {place: round(mean_interval(values[place].values())[0], 12) for place in family if values[place]}
+        means = {place: round(intervals[place][0], 12) for place in family if values[place]}
         best |= {place for place in means if first is not None and means[place] == means[first]}  # type: ignore[index]
     lines = []
     for place in places:
@@ -217,9 +218,7 @@ def cells(source: Grid) -> pd.DataFrame:
         state = "done" if values[place] else next((state for state in _CELL_STATES if state in present), "")
         p = tests.get(place, math.nan)
         tied = p >= LEVEL and place not in best
-        lines.append(
-            (*place, *mean_interval(values[place].values()), len(values[place]), state, p, place in best, tied)
-        )
+        lines.append((*place, *intervals[place], len(values[place]), state, p, place in best, tied))
     kinds = {"mean": float, "low": float, "high": float, "n": int, "p": float, "best": bool, "tied": bool}
     return pd.DataFrame(
         lines, columns=["row", "column", "mean", "low", "high", "n", "state", "p", "best", "tied"]
