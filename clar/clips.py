@@ -134,6 +134,9 @@ class Source:
         decode: of (start, stop) to the clips (stop - start, T) int16 and for each row a reason, None where it is good.
             Called from several threads at a time.
         shard: clips that one call of `decode` makes, and that an interrupted build loses at most per worker.
+        folds: (N,) from 1 to K, for a set with K official folds; `splits` is then `fold_splits(folds, K)`.
+        notes: lines about the set that `python -m clar.datasets info` shows, such as words that are missing.
+        vocabulary: the classes are a fixed list of which some may have no clip, such as 128 pitches.
     """
 
     name: str
@@ -146,6 +149,9 @@ class Source:
     splits: NDArray[np.uint8]
     decode: Callable[[int, int], tuple[NDArray[np.int16], list[str | None]]]
     shard: int = 512
+    folds: NDArray[np.uint8] | None = None
+    notes: Sequence[str] = ()
+    vocabulary: bool = False
 
     @cached_property
     def manifest(self) -> str:
@@ -195,6 +201,27 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
             _finish(path, work, source, np.array([reason is None for reason in reasons]), left_out)
             shutil.rmtree(work, ignore_errors=True)
             return ClipStore.open(path)
+
+
+def fold_splits(folds_N: NDArray[np.uint8], fold: int) -> NDArray[np.uint8]:
+    """Positions (N,) in `SPLITS` where fold `fold` is the test split, the one after it valid, and the others train.
+
+    Args:
+        folds_N: the fold of each clip, from 1 on.
+        fold: the one to test on; after the last one comes the first.
+
+    Raises:
+        UserError: there is no such fold, or there are fewer than three.
+    """
+    count = int(folds_N.max(initial=0))
+    if count < 3:
+        raise UserError(f"{count} folds are too few: one is for testing, one for validation, the others for training")
+    if not 1 <= fold <= count:
+        raise UserError(f"fold = {fold}: there are {count} folds, 1 to {count}")
+    splits_N = np.zeros(len(folds_N), np.uint8)
+    splits_N[folds_N == fold % count + 1] = SPLITS.index("valid")
+    splits_N[folds_N == fold] = SPLITS.index("test")
+    return splits_N
 
 
 def fit(clip_T: NDArray[Any], samples: int) -> NDArray[np.int16]:

@@ -121,7 +121,7 @@ def test_resampler_keeps_pitch_and_level():
 def test_room_is_a_convolution():
     impulse = np.zeros(digits.SAMPLES, np.int64)
     impulse[100] = 1 << 14
-    answer = digits._room(impulse, digits._Draw("room"))
+    answer = digits._room(impulse, digits._draw("room"))
     assert answer[100] == 1 << 14
     assert not answer[:100].any()
     assert 10 < np.count_nonzero(answer) <= digits.ECHO_TAPS + 1
@@ -136,8 +136,8 @@ def test_noise_has_the_asked_power(monkeypatch, decibel):
     word = np.rint(9000 * np.sin(np.arange(11025) / 3)).astype(np.int16)
     inside, outside = [], []
     for key in map(str, range(40)):
-        clip = np.square(digits._record(word, digits._Draw(key)).astype(float))
-        onset = digits._Draw(key).between(0, digits.SAMPLES - 8000)
+        clip = np.square(digits._record(word, digits._draw(key)).astype(float))
+        onset = digits._draw(key).between(0, digits.SAMPLES - 8000)
         inside.append(clip[onset : onset + 8000].sum())
         outside.append(clip.sum() - inside[-1])
     # The noise fills 16,000 samples and has the energy that the word would have if it did so too.
@@ -146,10 +146,10 @@ def test_noise_has_the_asked_power(monkeypatch, decibel):
 
 def test_draws_are_fixed():
     """Golden: these numbers must never change, on any machine or NumPy."""
-    draw = digits._Draw("golden")
+    draw = digits._draw("golden")
     assert [draw.between(0, 999) for _ in range(3)] == GOLDEN_DRAWS
-    assert all(-5 <= digits._Draw(str(i)).between(-5, 5) <= 5 for i in range(100))
-    assert {int(v) for v in digits._Draw("k").integers(200, 3)} == {0, 1, 2}
+    assert all(-5 <= digits._draw(str(i)).between(-5, 5) <= 5 for i in range(100))
+    assert {int(v) for v in digits._draw("k").integers(200, 3)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", ["digits:10", "digits:9999999999", "digits:x", "digits:-400", "digits:4e2"])

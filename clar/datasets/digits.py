@@ -12,7 +12,6 @@ Klatt synthesiser, its breath noise) are not among the speakers.
 Letters in names: T samples of a clip, K taps.
 """
 
-import hashlib
 import json
 import math
 import subprocess
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clar.clips import SPLITS, Source, fit
+from clar.datasets.synthesis import Draw
 from clar.errors import UserError
 
 VERSION = 1
@@ -180,9 +180,9 @@ def synthesise(speaker: Speaker, take: int) -> list[NDArray[np.int16]]:
     Raises:
         UserError: espeakng-loader is not installed, or its espeak-ng does not work here.
     """
-    base = _Draw(speaker.name)
+    base = _draw(speaker.name)
     rate, pitch = base.between(*SPEAKER_RATE), base.between(*SPEAKER_PITCH)
-    draws = [_Draw(f"{speaker.name}/{word}/{take}") for word in WORDS]
+    draws = [_draw(f"{speaker.name}/{word}/{take}") for word in WORDS]
     manner = [
         (
             word,
@@ -194,6 +194,10 @@ def synthesise(speaker: Speaker, take: int) -> list[NDArray[np.int16]]:
     ]
     spoken = _speak(f"{speaker.accent}+{speaker.variant}", manner)
     return [_record(word_K, draw) for word_K, draw in zip(spoken, draws, strict=True)]
+
+
+def _draw(key: str) -> Draw:
+    return Draw(f"clar digits {VERSION}/{key}")
 
 
 def _speak(voice: str, words: list[tuple[str, int, int, int]]) -> list[NDArray[np.int16]]:
@@ -229,7 +233,7 @@ def _espeak() -> tuple[str, str]:
 # From the spoken word to the clip, in integers
 
 
-def _record(spoken_K: NDArray[np.int16], draw: "_Draw") -> NDArray[np.int16]:
+def _record(spoken_K: NDArray[np.int16], draw: Draw) -> NDArray[np.int16]:
     """A spoken word at 22,050 Hz as a clip: resampled, at a random place, in a room, with noise, at a level."""
     word = _resample(_trim(spoken_K))[:SAMPLES]
     onset = draw.between(0, SAMPLES - len(word))
@@ -282,7 +286,7 @@ def _resample(samples: NDArray[np.int64]) -> NDArray[np.int64]:
     return (windows * _resampler()[position % _UP]).sum(1) + (1 << 14) >> 15
 
 
-def _room(dry_T: NDArray[np.int64], draw: "_Draw") -> NDArray[np.int64]:
+def _room(dry_T: NDArray[np.int64], draw: Draw) -> NDArray[np.int64]:
     """The direct sound and ECHO_TAPS reflections of random delay and sign that fall by 60 dB over a random time."""
     span = draw.between(*ECHO_MS) * SAMPLE_RATE // 1000
     delays = 1 + draw.integers(ECHO_TAPS, span)
@@ -301,7 +305,7 @@ def _decay() -> NDArray[np.int64]:
     return np.array([round(4096 * 10 ** (-3 * i / 64)) for i in range(64)], np.int64)
 
 
-def _tilt(clip_T: NDArray[np.int64], draw: "_Draw") -> NDArray[np.int64]:
+def _tilt(clip_T: NDArray[np.int64], draw: Draw) -> NDArray[np.int64]:
     """A microphone that lifts or damps the high frequencies."""
     most = round(TILT * 2**12)
     tilted_T = clip_T << 12
@@ -309,7 +313,7 @@ def _tilt(clip_T: NDArray[np.int64], draw: "_Draw") -> NDArray[np.int64]:
     return tilted_T >> 12
 
 
-def _noise(draw: "_Draw") -> NDArray[np.int64]:
+def _noise(draw: Draw) -> NDArray[np.int64]:
     """Rumble: values held over 1, 2, 4, ... 512 samples and summed, the slower ones stronger, as in brown noise."""
     held = [np.repeat(draw.bells(-(-SAMPLES // 2**k)), 2**k)[:SAMPLES] << k // 2 for k in range(10)]
     return np.stack(held).sum(0) >> 2
@@ -318,28 +322,3 @@ def _noise(draw: "_Draw") -> NDArray[np.int64]:
 def _power(decibels: int) -> int:
     """10^(dB / 10) in units of 2^-20."""
     return round(10 ** (decibels / 10) * 2**20)
-
-
-class _Draw:
-    """Random integers keyed by a text, the same on any machine and with any NumPy.
-
-    Reads the raw output of Philox, which NumPy guarantees; its distributions may change between versions.
-    """
-
-    def __init__(self, key: str) -> None:
-        digest = hashlib.sha256(f"clar digits {VERSION}/{key}".encode()).digest()
-        self._bits = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-
-    def between(self, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both possible."""
-        return low + (int(self._bits.random_raw()) * (high - low + 1) >> 64)
-
-    def integers(self, count: int, below: int) -> NDArray[np.int64]:
-        """Integers (count,) from 0 to `below` - 1; `below` at most 2^31."""
-        high = self._bits.random_raw(count) >> np.uint64(32)
-        return (high * np.uint64(below) >> np.uint64(32)).astype(np.int64)
-
-    def bells(self, count: int) -> NDArray[np.int64]:
-        """Nearly normal integers (count,), mean 0: sums of four uniform ones of 16 bits."""
-        quarters = self._bits.random_raw(count).astype("<u8").view("<u2").reshape(count, 4)
-        return quarters.sum(1, dtype=np.int64) - 2 * 65535
