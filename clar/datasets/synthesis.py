@@ -2,7 +2,7 @@
 
 NumPy's sines, powers, BLAS and some of its reductions differ in the last bits between processors, and so would the
 clips. What is here uses only what IEEE 754 fixes to the bit: sums, products and quotients of float64, each rounded once
-(NumPy fuses none), in an order that the code says. A recursion (`scipy.signal.lfilter`) is one binary's fixed order too.
+(NumPy fuses none), in an order that the code says. A recursion (`scipy.signal.lfilter`) has one order too.
 Rounding to 16 bits then hides what another compiler might do to the last of 53. Numbers that come from a power or a
 root are computed one at a time and rounded to 40 bits, far from where libraries disagree.
 
