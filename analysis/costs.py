@@ -117,5 +117,5 @@ def _savings(plan: Plan, about: Mapping[str, Any], cut: set[str]) -> Iterable[tu
 
 def _seconds_so_far(plan: Plan, folder: TrialFolder) -> float:
     """How long a trial without a result has trained, by its epochs; its probes are not in it."""
-    clips = len(plan.stores[folder.config.dataset].split("train"))
+    clips = plan.training_clips(folder.config)
     return sum(clips / record.clips_per_second for record in folder.epochs() if record.clips_per_second > 0)

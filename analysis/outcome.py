@@ -5,20 +5,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.console import Console
 
 from analysis import tables
-from analysis.results import state_of
+from analysis.results import mean_curve, state_of
 from analysis.statistics import Agreement, kendall_tau, pareto_front
 from analysis.tables import Entry, Grid, Listing
 from clar import __version__
-from clar.config import RESULTS_VERSION
+from clar.config import RESULTS_VERSION, TrialConfig
 from clar.files import read_json, write_atomically, write_json
 from clar.plan import Member, Plan
 from clar.result import TrialFolder
@@ -33,6 +34,11 @@ METRIC_TITLES = {
     "knn_test_top1": "Test top-1 of nearest neighbours",
     "head_test_top1": "Test top-1 of the trained head",
 }
+
+CHOSEN_OVER_FOLDS = (
+    "What is valid for one fold is test for another: the test accuracy of what was chosen on valid, over all folds, is "
+    "a little too good."
+)
 
 _BEST = 10
 
@@ -178,7 +184,7 @@ def heading(name: str) -> str:
 def show(outcome: Outcome, console: Console) -> None:
     """Print its sentences and tables."""
     # Without a terminal there is no width to keep to, and a wrapped number is no number.
-    wide = console if console.is_terminal else Console(highlight=False, width=max(160, console.width))
+    wide = console if console.is_terminal else Console(highlight=False, width=max(160, console.width), emoji=False)
     for section in outcome.sections.values():
         for piece in section.pieces:
             if isinstance(piece, Figure):
@@ -208,9 +214,12 @@ def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid]]:
                 for place, (title, values) in enumerate((study.rows, study.columns))
             )
             states = [state_of(plan, member.folder, cut, live) for member in standing]
+            seeds = [_on_all_folds(plan, member.config) for member in standing]
+            over = _over_folds(plan, [member.config.dataset for member in standing])
             for metric in study.metrics:
-                entries, seen = [], set()
-                for member, (row, column), state in zip(standing, cells, states, strict=True):
+                seen: set[tuple[str, str, str]] = set()
+                found: dict[tuple[str, str, TrialConfig], list[Entry]] = {}
+                for member, (row, column), state, one in zip(standing, cells, states, seeds, strict=True):
                     # What differs in fields that do not matter is one trial, and no second seed.
                     if (key := (member.folder.identity, row, column)) in seen:
                         continue
@@ -220,12 +229,27 @@ def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid]]:
                     version = _version(member.folder) if state == "done" else ""
                     # A head that knows no classes has no accuracy: nothing is missing there.
                     said = state if value is not None or state != "done" else "missing"
-                    entries.append(Entry(row, column, said, value, member.config.seed, version))
-                title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}."
+                    entry = Entry(row, column, said, value, member.config.seed, version)
+                    found.setdefault((row, column, one), []).append(entry)
+                entries = [
+                    Entry.mean(folds) if plan.folds_of(one.dataset) else folds[0] for (*_, one), folds in found.items()
+                ]
+                title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}{over}."
                 yield (
                     study, metric, stem_of(study.name, name, metric),
                     Grid(title, rows, columns, entries, within=study.within),
                 )  # fmt: skip
+
+
+def _on_all_folds(plan: Plan, config: TrialConfig) -> TrialConfig:
+    """What a trial has in common with those of its seed on the other folds; itself where there are none."""
+    return config.but(fold=None) if plan.folds_of(config.dataset) else config
+
+
+def _over_folds(plan: Plan, datasets: Iterable[str]) -> str:
+    """For a title: that the values on these data sets are means; empty where they are not."""
+    counts = [plan.folds_of(dataset) for dataset in datasets]
+    return f", mean over {tables.folds_text(counts)}" if any(counts) else ""
 
 
 def _version(folder: TrialFolder) -> str:
@@ -265,7 +289,8 @@ def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
     """The best candidates, what mattered, and with two objectives the front of those that no other beats in both."""
     ranked = search.ranked()
     stem = "search" if len(plan.searches) == 1 else stem_of("search", search.study.name, search.base.dataset)
-    title = f"{search.study.summary} By {' and '.join(search.objectives)}, {search.base.dataset}."
+    over = _over_folds(plan, [search.base.dataset])
+    title = f"{search.study.summary} By {' and '.join(search.objectives)}, {search.base.dataset}{over}."
     front: set[int] = set()
     if len(search.objectives) == 2:
         done = [one for one in ranked if one.values is not None]
@@ -292,6 +317,8 @@ def _search(plan: Plan, outcome: Outcome, search: Searching) -> None:
         test = sum(result.test_top1 for result in results) / len(results)
         which = f"best by {search.objectives[0]}: number {best.number}, {plan.title(best.folders[0])}"
         outcome.say(f"{which}; its test top-1 {100 * test:.1f} %")
+        if over:
+            outcome.say(CHOSEN_OVER_FOLDS)
     if front:
         cost, value = search.objectives[1], search.objectives[0]
         outcome.figure(
@@ -328,16 +355,18 @@ def _curves(plan: Plan, outcome: Outcome) -> None:
     for study in plan.space.studies:
         if study.curve is None:
             continue
-        rows: dict[str, list[dict[str, Any]]] = {}
+        trials: dict[tuple[str, TrialConfig], list[dict[int, float]]] = {}
         for member in plan.members:
             line = study.curve(member.config) if member.study is study else None
             if line is None:
                 continue
-            about = {"line": line, "seed": member.config.seed}
-            rows.setdefault(member.config.dataset, []).extend(
-                about | {"epoch": record.epoch, "valid_top1": record.valid_top1}
-                for record in member.folder.epochs()
-                if record.valid_top1 is not None
+            curve = {one.epoch: one.valid_top1 for one in member.folder.epochs() if one.valid_top1 is not None}
+            trials.setdefault((line, _on_all_folds(plan, member.config)), []).append(curve)
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for (line, config), curves in trials.items():
+            about = {"line": line, "seed": config.seed}
+            rows.setdefault(config.dataset, []).extend(
+                about | {"epoch": epoch, "valid_top1": value} for epoch, value in mean_curve(curves).items()
             )
         outcome.section(study.name, heading(study.name))
         for dataset, points in rows.items():
@@ -346,7 +375,8 @@ def _curves(plan: Plan, outcome: Outcome) -> None:
             lines: dict[str, dict[int, list[float]]] = {}
             for point in points:
                 lines.setdefault(point["line"], {}).setdefault(point["epoch"], []).append(point["valid_top1"])
-            title = f"Convergence: the linear probe's accuracy on valid by epoch, {dataset}."
+            over = _over_folds(plan, [dataset])
+            title = f"Convergence: the linear probe's accuracy on valid by epoch, {dataset}{over}."
             outcome.figure(stem, title, "curves", lines, title, ylabel="valid top-1, %")
 
 
@@ -359,14 +389,17 @@ def _agreement(plan: Plan, outcome: Outcome) -> None:
     outcome.text("rungs.json", json.dumps(record, indent=2) + "\n")
     for dataset, halving in plan.halving.items():
         pairs: dict[int, list[tuple[float, float]]] = {rung: [] for rung in halving.rungs}
+        trials: dict[TrialConfig, list[TrialFolder]] = {}
         for folder in plan.folders.values():
-            result = plan.result(folder)
-            if folder.config.dataset != dataset or result is None or folder.config.pretraining() is not None:
-                continue
+            if folder.config.dataset == dataset and folder.config.pretraining() is None:
+                trials.setdefault(_on_all_folds(plan, folder.config), []).append(folder)
+        # Folds of one seed make one pair: as several, they would be taken for trials of their own.
+        for folds in trials.values():
+            finals = [result.test_top1 for folder in folds if (result := plan.result(folder)) is not None]
             for rung in halving.rungs:
-                score = score_at(rung, folder)
-                if score is not None:
-                    pairs[rung].append((score, result.test_top1))
+                scores = [score for folder in folds if (score := score_at(rung, folder)) is not None]
+                if len(finals) == len(scores) == len(folds):
+                    pairs[rung].append((mean(scores), mean(finals)))
         agreements: dict[int, Agreement] = {
             rung: kendall_tau([score for score, _ in points], [final for _, final in points])
             for rung, points in pairs.items()
@@ -374,10 +407,12 @@ def _agreement(plan: Plan, outcome: Outcome) -> None:
         cut = halving.cut(list(plan.folders.values()))
         through = max(map(len, pairs.values()), default=0)
         anyway = sum(plan.result(plan.folders[identity]) is not None for identity in cut)
+        count = plan.folds_of(dataset)
+        counted = f"{through} means over {count} folds, of trials that ran" if count else f"{through} trials that ran"
         sentence = (
             f"Does early stopping choose well? Kendall's tau between the probe's accuracy on valid at a rung and the "
-            f"final test top-1, over the {through} trials that ran through, {dataset}. {len(cut)} were cut here, "
-            f"{anyway} of them ran through in another sweep and are counted."
+            f"final test top-1, over the {counted} through, {dataset}. {len(cut)}{' trials' if count else ''} were cut "
+            f"here, {anyway} of them ran through in another sweep and are counted."
         )
         if anyway < len(cut):
             sentence += (
@@ -386,12 +421,12 @@ def _agreement(plan: Plan, outcome: Outcome) -> None:
             )
         stem = "rungs" if len(plan.halving) == 1 else stem_of("rungs", dataset)
         outcome.listing(tables.agreement_table(agreements, sentence), f"{stem}-agreement")
-        scores = [
+        lines = [
             {"rung": rung, "valid_top1": score, "final_test_top1": final}
             for rung, points in pairs.items()
             for score, final in points
         ]
-        outcome.text(f"{stem}-scores.csv", pd.DataFrame(scores).to_csv(index=False))
+        outcome.text(f"{stem}-scores.csv", pd.DataFrame(lines).to_csv(index=False))
         question = sentence.partition(" Kendall")[0]
         outcome.figure(
             stem, f"Accuracy at the rungs and at the end: {question}", "rung_scatter", pairs, agreements, question

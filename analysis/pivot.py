@@ -12,8 +12,8 @@ SMALL = ("train_seconds", "gpu_seconds", "cpu_seconds", "energy_joules")
 """Numbers of which less is better; they are no shares."""
 
 _PLAIN = ("probe_l2",)
-_TASKS = ("dataset", "label_fraction")
-"""Fields whose values are different tasks: accuracies on other data, or with other labels, are not compared."""
+_TASKS = ("dataset", "label_fraction", "fold")
+"""Fields whose values are different tasks: accuracies on other clips, or with other labels, are not compared."""
 
 
 def grid(

@@ -228,7 +228,7 @@ def embedding_map(trial: Path, store: ClipStore, folder: Path, title: str = "") 
             f"{trial}: its encoder takes clips of {expected[1]:,} samples at {expected[0]:,} Hz, those of {store.path} "
             f"have {given[1]:,} at {given[0]:,} Hz; name the store that the trial was trained on"
         )
-    index_n = _spread(store.split("test"), store.labels, _MOST_POINTS)
+    index_n = _spread(store.split("test", encoder.config.fold), store.labels, _MOST_POINTS)
     rows = []
     with torch.inference_mode():
         for start in range(0, len(index_n), _BATCH):

@@ -27,7 +27,7 @@ from analysis.claims import EPOCHS, PAPER, POINTS, Claim, Judgement, effect_text
 from analysis.load import Loaded
 from analysis.outcome import Figure, Outcome
 from analysis.page import Example, Folded, Part, Picture, Section, Sound, Verdict
-from analysis.results import METRICS, frame
+from analysis.results import METRICS, frame, over_folds
 from analysis.statistics import LEVEL, Effect, TwoWay, two_way
 from analysis.tables import Listing
 from clar import __version__, datasets, space, tracking
@@ -98,14 +98,16 @@ def extend(
         UserError: an option is wrong.
     """
     trials = frame(found.plan, found.live)
+    # What compares goes by seeds; trials of one seed on several folds are one value of it.
+    seeds = over_folds(trials) if found.plan.folds else trials
     spread, table = out.folder / FOLDER, _as_csv(trials)
-    with _portraits(found, trials, spread) as portraits:
+    with _portraits(found, seeds, spread) as portraits:
         advance("statistics", 1, _STEPS)
         _effects(out)
         _published(out, options)
-        first = [_pivot(out, trials, options)] if options.pivot else []
+        first = [_pivot(found.plan, out, trials, seeds, options)] if options.pivot else []
         advance("claims", 2, _STEPS)
-        judged, silent = _judged(found, options, trials)
+        judged, silent = _judged(found, options, seeds)
         _judgements(out, judged, silent)
         out.section("costs", "Costs")
         out.listing(costs.table(found.plan, found.about, found.live), f"{FOLDER}/costs")
@@ -165,11 +167,14 @@ def _inputs(found: Loaded, table: str, options: Options) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _pivot(out: Outcome, trials: pd.DataFrame, options: Options) -> str:
-    """The user's own table; the key of its section."""
+def _pivot(plan: Plan, out: Outcome, trials: pd.DataFrame, seeds: pd.DataFrame, options: Options) -> str:
+    """The user's own table, of single folds where it names them; the key of its section."""
     assert options.pivot is not None
     rows, columns, metric = options.pivot
-    grid, notes = pivot.grid(trials, rows, columns, metric, options.where)
+    by_fold = "fold" in (rows, columns, *(condition.partition("=")[0].strip() for condition in options.where))
+    grid, notes = pivot.grid(trials if by_fold else seeds, rows, columns, metric, options.where)
+    if plan.folds and not by_fold:
+        notes.append(tables.folds_note(map(plan.folds_of, plan.stores)))
     cells = tables.cells(grid)
     out.section("your table", "Your table")
     stem = outcome.stem_of(rows, "by", columns, metric)
@@ -427,6 +432,7 @@ def _page(
         f"Fields that differ from the defaults in all trials: {settings or 'none'}.",
         "Accuracies are shares of the test clips, in per cent. Intervals are those of the mean over the seeds, and say "
         "nothing of other clips. Tests are paired by seed; test clips are looked at once, after all choices.",
+        *_on_folds(plan),
         f"The tables of this page, as CSV and LaTeX, and all trials lie beside it, in {FOLDER}/.",
     )))  # fmt: skip
     facts = (
@@ -438,6 +444,17 @@ def _page(
         ("Code", f"clar {about.get('code_version', '')}, results version {RESULTS_VERSION}"),
     )  # fmt: skip
     return page.Page(f"{plan.space.name} on {plan.datasets}", _summary(found, judged), facts, tuple(sections))
+
+
+def _on_folds(plan: Plan) -> Iterator[str]:
+    """What a reader has to know where each trial is tested on all folds."""
+    folds = {name: count for name in plan.stores if (count := plan.folds_of(name))}
+    if folds:
+        over = ", ".join(f"{count} folds of {name}" for name, count in folds.items())
+        yield (
+            f"Each value is the mean over the {over}: a trial a fold. Folds share training clips and are no repeats, "
+            f"so n, intervals and tests go by seeds. {outcome.CHOSEN_OVER_FOLDS}"
+        )
 
 
 def progress(found: Loaded) -> str:
@@ -566,7 +583,7 @@ def main(
     log: Annotated[bool, typer.Option("--log/--no-log", help="Log the report to MLflow.")] = True,
 ) -> int:  # fmt: skip
     """Tables, statistics, claims, figures and one page of a sweep, finished or running."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if (rows is None) != (columns is None):
         raise UserError("--rows and --columns: a table needs both")
     if metric != _METRIC and rows is None:

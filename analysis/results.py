@@ -3,10 +3,13 @@
 What the claims and a user's own tables are made of.
 """
 
+from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 import pandas as pd
 
+from analysis.tables import worst
 from clar.config import TrialConfig
 from clar.plan import Plan
 from clar.result import TrialFolder, TrialResult
@@ -50,7 +53,41 @@ def frame(plan: Plan, live: bool = True) -> pd.DataFrame:
                         if one.valid_top1 is not None}  # fmt: skip
         rows.append(row)
     table = pd.DataFrame(rows, columns=["identity", "title", "state", "code_version", *FIELDS, *METRICS, "curve"])
-    return table.astype(dict.fromkeys(METRICS, float))
+    # As objects: a column of numbers with a gap would make 3.0 of fold 3.
+    fold = pd.Series([config.fold for config in asked], table.index, object)
+    return table.assign(fold=fold).astype(dict.fromkeys(METRICS, float))
+
+
+def over_folds(trials: pd.DataFrame) -> pd.DataFrame:
+    """A frame whose trials are tested on all folds of their data sets, with one row for all folds of a seed.
+
+    Folds are no repeats, since they share training clips; what compares, compares seeds, by their means over the folds.
+
+    Args:
+        trials: as `frame` gives it, of a plan with folds.
+
+    Returns:
+        The same columns: numbers are means, NaN where a fold has none; `state` is `done` where all folds are, else the
+        worst of them; `curve` is that of `mean_curve`; `fold` is None; `identity` and `title` are those of the first
+        fold. Trials on data sets without folds are as they were.
+    """
+    alike = [name for name in FIELDS if name != "fold"]
+    rows = []
+    for _, folds in trials.groupby(alike, sort=False, dropna=False):
+        state = worst(folds["state"])
+        row = folds.iloc[0].to_dict()
+        if len(folds) > 1:
+            row |= {name: folds[name].mean(skipna=False) for name in METRICS}
+            row |= {"state": state, "fold": None, "curve": mean_curve(list(folds["curve"]))}
+            row |= {"code_version": folds["code_version"].max()}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=trials.columns).astype(dict.fromkeys(METRICS, float))
+
+
+def mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Values by epoch of one seed on several folds, as their mean at those epochs that all folds have reached."""
+    common = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
+    return {epoch: mean(curve[epoch] for curve in curves) for epoch in common}
 
 
 def as_text(field: str, value: Any) -> Any:

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import variance
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -30,6 +31,8 @@ MARK = "†"
 _CELL_STATES = ("failed", "running", "stopped", "cut", "done", "missing")
 """Of a cell without a number, that of its trials which says most about why."""
 
+_UNFINISHED = tuple(state for state in _CELL_STATES if state != "done")
+
 _LABEL_WIDTH = 28
 """Characters up to which a row's name stays on one line of the terminal."""
 
@@ -44,6 +47,7 @@ class Entry(NamedTuple):
         value: the metric, where the trial is done and has one.
         seed: of the trial.
         code_version: that computed it, as `clar.cli.code_version` writes it; "" where unknown.
+        folds: the trials of which this entry is the mean, one a fold; empty where it is one trial.
     """
 
     row: str
@@ -52,6 +56,26 @@ class Entry(NamedTuple):
     value: float | None
     seed: int
     code_version: str = ""
+    folds: "tuple[Entry, ...]" = ()
+
+    @classmethod
+    def mean(cls, folds: "Sequence[Entry]") -> "Entry":
+        """One seed on all folds of its data set: the mean, where all are done; else the state that says why not.
+
+        Folds are no repeats: of five, any two share a third or two thirds of their training clips. So they make one
+        value, and whatever counts values, or judges by their scatter, goes by seeds.
+        """
+        first, values = folds[0], [_number(fold.value) for fold in folds]
+        state = worst(fold.state for fold in folds)
+        mean = math.fsum(values) / len(values) if all(map(_has_value, folds)) else None
+        version = max(fold.code_version for fold in folds) if state == "done" else ""
+        return cls(first.row, first.column, state, mean, first.seed, version, tuple(folds))
+
+
+def worst(states: Iterable[str]) -> str:
+    """Of several trials' states that which says most about why they have no number together; `done` where all are."""
+    present = set(states)
+    return next((state for state in _UNFINISHED if state in present), "done")
 
 
 @dataclass(frozen=True)
@@ -294,7 +318,9 @@ def notes(source: Grid, table: pd.DataFrame | None = None) -> list[str]:
 
     With the table's `cells`, also what its marks mean.
     """
-    done = [entry for entry in source.entries if entry.state == "done"]
+    # What is counted are trials, also where each value is a mean of several.
+    trials = [trial for entry in source.entries for trial in entry.folds or (entry,)]
+    done = [entry for entry in trials if entry.state == "done"]
     lines = []
     results = Counter(_results_version(entry.code_version) for entry in done)
     if len(results) > 1:
@@ -304,7 +330,7 @@ def notes(source: Grid, table: pd.DataFrame | None = None) -> list[str]:
     codes = Counter(entry.code_version or "unknown" for entry in done)
     if len(codes) > 1:
         lines.append(f"code versions differ: {_counted(codes)}")
-    states = Counter(entry.state for entry in source.entries)
+    states = Counter(entry.state for entry in trials)
     for state, said in (
         ("failed", "failed"), ("cut", "cut by early stopping"), ("running", "still running"),
         ("stopped", "stopped half-way"), ("missing", "missing"),
@@ -323,9 +349,43 @@ def notes(source: Grid, table: pd.DataFrame | None = None) -> list[str]:
         few, many = min(numbers), max(numbers)
         over = f"{many} seeds" if few == many else f"the seeds, {few} to {many} a cell"
         lines.append(f"± is half the 95 % interval of the mean over {over} (Student's t)")
+    if any(entry.folds for entry in source.entries):
+        lines += _folds(source)
     if table is not None:
         lines += _marks(source, table)
     return lines
+
+
+def folds_text(counts: Iterable[int]) -> str:
+    """What values are the mean over, by the number of folds of each, 0 for one that has none: `5 folds`."""
+    numbers = set(counts)
+    return f"{numbers.pop()} folds" if len(numbers) == 1 else "the folds that a data set has"
+
+
+def folds_note(counts: Iterable[int]) -> str:
+    """That values are means over folds, see `folds_text`."""
+    return (
+        f"each value is the mean over {folds_text(counts)}; folds share training clips and are no repeats, so "
+        f"intervals and tests go over the seeds"
+    )
+
+
+def _folds(source: Grid) -> Iterator[str]:
+    """That values are means over folds, and how these scatter.
+
+    One number for the table and none a cell: beside a mean, it would be read as its interval, which it is not. Folds
+    differ in their clips, and share clips for training.
+    """
+    yield folds_note(len(entry.folds) for entry in source.entries)
+    whole = [entry for entry in source.entries if len(entry.folds) > 1 and _has_value(entry)]
+    if whole:
+        within = [variance([_number(fold.value) for fold in entry.folds]) for entry in whole]
+        scatter = math.sqrt(math.fsum(within) / len(within))
+        unit = " points" if source.share else ""
+        yield (
+            f"from fold to fold a cell scatters by {quantity(scatter, source.share)}{unit} (standard deviation): folds "
+            f"differ in difficulty, and this is no interval"
+        )
 
 
 def _marks(source: Grid, table: pd.DataFrame) -> Iterator[str]:

@@ -29,8 +29,9 @@ from rich.table import Table
 
 from benchmarks.data import SAMPLES, describe_machine, seconds
 from clar import datasets, space
+from clar.building import build
 from clar.cli import code_version, configure
-from clar.clips import ClipStore, Source, build
+from clar.clips import ClipStore, Source
 from clar.config import TrialConfig
 from clar.result import EpochRecord, TrialFolder, TrialResult
 

@@ -29,6 +29,11 @@ Storage = Annotated[Path, typer.Option(help="Folder of trials, tables and the ML
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder of the data set's files, for a data set that has some.", show_default=False)
 ]
+DataCache = Annotated[
+    Path | None,
+    typer.Option(help="Folder on each node's own disk: the decoded data set is copied there once, and read from there.",
+                 show_default=False),
+]  # fmt: skip
 TrackingURI = Annotated[
     str | None,
     typer.Option("--tracking-uri", help="MLflow tracking URI; default: an SQLite file in the storage.",
@@ -82,12 +87,23 @@ def _usage_error(error: Exception) -> int:
 def configure(dataset: str, preset: str | None, settings: list[str], gpu: bool, **sweep: object) -> TrialConfig:
     """The base of a run: the preset, then what the sweep sets, then what the user sets.
 
+    Of a data set with folds it names the one to test on: the last, unless told otherwise. Left open, it would be the
+    same trial as the one that names the last, under another identity.
+
     Raises:
-        UserError: an unknown preset, data set or field, or a value out of range.
+        UserError: an unknown preset, data set or field, a value out of range, or a fold that the data set does not
+            have.
     """
     chosen = parse_settings(settings)
     dataset = datasets.canonical(chosen.pop("dataset", dataset))
-    return TrialConfig(**{**preset_fields(preset or ("paper" if gpu else "demo"), dataset), **sweep, **chosen})
+    config = TrialConfig(**{**preset_fields(preset or ("paper" if gpu else "demo"), dataset), **sweep, **chosen})
+    count = datasets.folds(dataset)
+    if config.fold is None:
+        return config.but(fold=count or None)
+    if config.fold > count:
+        has = f"has folds 1 to {count}" if count else "has no folds; leave it out"
+        raise UserError(f"fold = {config.fold}: {dataset} {has}")
+    return config
 
 
 def storage_path(storage: Path, make: bool = True) -> Path:

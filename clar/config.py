@@ -70,6 +70,11 @@ class TrialConfig(BaseModel):
     )
     fade_shapes: Variant = Field("paper", description="paper: three shapes of fade; released: five")
     label_fraction: float = Field(1.0, gt=0, le=1, description="share of the training labels that may be seen")
+    fold: int | None = Field(
+        None,
+        ge=1,
+        description="to test on, of a data set with folds; none: the set's own split, which tests on the last",
+    )
     seed: int = Field(0, ge=0, lt=2**63)
 
     epochs: int = Field(1020, ge=0, description="0 evaluates the untrained encoder")
@@ -147,6 +152,10 @@ class TrialConfig(BaseModel):
     def but(self, **changes: Any) -> "TrialConfig":
         """This trial with some fields changed, validated anew."""
         return TrialConfig(**{**self.model_dump(), **changes})
+
+    def on_folds(self, count: int) -> "list[TrialConfig]":
+        """This trial tested on each of so many folds; of 0, itself."""
+        return [self.but(fold=fold) for fold in range(1, count + 1)] or [self]
 
     def differences(self) -> dict[str, Any]:
         """The fields that differ from the defaults, as JSON values: what makes this trial this trial."""
@@ -272,7 +281,8 @@ class Runtime:
     """What a trial is given to run with. None of it changes what the trial is, so none of it enters its identity.
 
     `threads` are torch's; with another number the last bits of a result may differ. `gpu_share` is the trial's part of
-    its GPU, above 0 to 1: so much of the GPU's energy is its own.
+    its GPU, above 0 to 1: so much of the GPU's energy is its own. `data_cache` is a folder on the node's own disk, from
+    which it reads a copy of the store.
     """
 
     device: str
@@ -281,6 +291,7 @@ class Runtime:
     store: Path
     code_version: str
     gpu_share: float = 1.0
+    data_cache: Path | None = None
 
 
 # Released code, epochs over its four GPUs together: a step here sees as many clips as a step there.

@@ -44,7 +44,7 @@ COSTLY = (
     "encoder_width", "encoder_blocks", "head", "projection_hidden", "projection_dim",
 )  # fmt: skip
 """The fields on which the memory and the time of a step depend. Augmentations do not count: on a GPU all of them are
-measured at once, on a CPU they are a tenth of a step."""
+measured at once, on a CPU they are a tenth of a step. Nor do folds, which are of about one size."""
 
 _CPU_BATCH = 64
 """Clips of a measured step on a CPU, at most: enough to keep the threads busy as a larger batch would."""

@@ -26,19 +26,37 @@ class DataSet(Protocol):
     @property
     def fingerprint(self) -> str: ...  # noqa: D102
 
-    def split(self, name: str, /) -> Sized: ...  # noqa: D102
+    @property
+    def fold_count(self) -> int: ...  # noqa: D102
+
+    def split(self, name: str, fold: int | None = None, /) -> Sized: ...  # noqa: D102
 
 
 class RecordedData(NamedTuple):
-    """A data set as a sweep has recorded it: to look at results, the clips themselves need not be there."""
+    """A data set as a sweep has recorded it: to look at results, the clips themselves need not be there.
+
+    `training_clips` are those of its own split, `of_folds` those of the folds in turn, where it has some.
+    """
 
     path: Path
     fingerprint: str
     training_clips: int
+    of_folds: tuple[int, ...] = ()
 
-    def split(self, name: str, /) -> Sized:
-        """As many indices as the training split has; no other was recorded."""
-        return range({"train": self.training_clips}[name])
+    @property
+    def fold_count(self) -> int:
+        """How many folds it has; 0: none."""
+        return len(self.of_folds)
+
+    def split(self, name: str, fold: int | None = None, /) -> Sized:
+        """As many indices as the training split has; no other was recorded.
+
+        Raises:
+            UserError: there is no such fold.
+        """
+        if fold is not None and not 1 <= fold <= self.fold_count:
+            raise UserError(f"fold = {fold}: there are {self.fold_count} folds")
+        return range({"train": self.training_clips if fold is None else self.of_folds[fold - 1]}[name])
 
 
 class Member(NamedTuple):
@@ -65,6 +83,7 @@ class Plan:
         halving: how to stop trials early, by data set.
         searches: the searches, one a study and data set.
         precision: how to add seeds; None: not at all.
+        folds: whether each trial is tested on all folds of its data set in turn, where that has some.
     """
 
     space: Space
@@ -77,6 +96,7 @@ class Plan:
     halving: dict[str, Halving] = field(default_factory=dict)
     searches: list[Searching] = field(default_factory=list)
     precision: Precision | None = None
+    folds: bool = False
     members: list[Member] = field(default_factory=list)
     folders: dict[str, TrialFolder] = field(default_factory=dict)
     support: set[str] = field(default_factory=set)
@@ -85,24 +105,41 @@ class Plan:
     itself while trials go on."""
     _results: dict[str, TrialResult | None] = field(default_factory=dict)
     _titles: dict[str, str] = field(default_factory=dict)
+    _training_clips: dict[tuple[str, int | None], int] = field(default_factory=dict)
     _index: dict[tuple[str, TrialConfig], list[Member]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._training_clips = {name: len(store.split("train")) for name, store in self.stores.items()}
         for study in self.space.studies:
             for base in self.bases[study.name]:
                 for config in study.plan(base, self.seeds, self.chosen):
-                    self.add(study, base, config)
+                    for one in config.on_folds(self.folds_of(base.dataset)):
+                        self.add(study, base, one)
         for search in self.searches:
-            search.rehearse().check_batch(self._training_clips[search.base.dataset])
+            for one in search.rehearse().on_folds(self.folds_of(search.base.dataset)):
+                one.check_batch(self.training_clips(one))
+
+    def folds_of(self, dataset: str) -> int:
+        """How many folds each trial on a data set is tested on in turn; 0: on its own alone."""
+        return self.stores[dataset].fold_count if self.folds else 0
+
+    def training_clips(self, config: TrialConfig) -> int:
+        """How many clips a trial trains on, labelled or not; with folds that depends on its own.
+
+        Raises:
+            UserError: its data set has no such fold.
+        """
+        key = config.dataset, config.fold
+        if key not in self._training_clips:
+            self._training_clips[key] = len(self.stores[config.dataset].split("train", config.fold))
+        return self._training_clips[key]
 
     def add(self, study: Study, base: TrialConfig, config: TrialConfig) -> TrialFolder:
         """Plan one trial, and the pre-training that it starts from; gives its folder.
 
         Raises:
-            UserError: its batch is larger than the training set.
+            UserError: its batch is larger than the training set, or its data set has no such fold.
         """
-        config.check_batch(self._training_clips[config.dataset])
+        config.check_batch(self.training_clips(config))
         folder = self._folder(config)
         parent = config.pretraining()
         if parent is not None:
@@ -150,6 +187,8 @@ class Plan:
             self.precision is not None,
             # Two files of a user's may have one name.
             str(self.space.path) if self.space.path else "",
+            # Only where it is so: sweeps of before there were folds keep their places.
+            *(["folds"] if self.folds else []),
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         return SweepFolder(self.storage, self.space.name, key)
@@ -169,7 +208,8 @@ class Plan:
             def add(config: TrialConfig, study: Study = study, base: TrialConfig = base) -> TrialFolder:
                 return self.add(study, base, config)
 
-            for goals in search.run(add, self.seeds, self.halving.get(base.dataset)):
+            folds = self.folds_of(base.dataset)
+            for goals in search.run(add, self.seeds, self.halving.get(base.dataset), folds):
                 yield self._with_pretraining(goals)
         if self.precision:
             for study in self.space.studies:
@@ -274,9 +314,9 @@ class Plan:
         done = sum(self.result(folder) is not None for folder in self.folders.values())
         count = len(self.folders) - len(self.support)
         support = f" and {len(self.support)} pre-trainings" if self.support else ""
-        searched = sum(search.trials for search in self.searches) * self.seeds
+        searched = sum(search.trials * (self.folds_of(search.base.dataset) or 1) for search in self.searches)
         if searched:
-            return f"a search of {searched} trials on {self.datasets}"
+            return f"a search of {searched * self.seeds} trials on {self.datasets}"
         return f"{count} trials{support} on {self.datasets}, {done} of them done"
 
     def record(self, state: str, code_version: str, **more: Any) -> None:
@@ -341,11 +381,9 @@ class Plan:
             "space": str(self.space.path or self.space.name),
             "results_version": RESULTS_VERSION,
             "bases": {name: [base.differences() for base in bases] for name, bases in self.bases.items()},
-            "data": {
-                name: [str(store.path), store.fingerprint, self._training_clips[name]]
-                for name, store in self.stores.items()
-            },
+            "data": {name: _record_data(store) for name, store in self.stores.items()},
             "seeds": self.seeds,
+            "folds": self.folds,
             "chosen": self.chosen,
             "accepted": self.accepted,
             "halving": {name: [halving.rungs, halving.keep] for name, halving in self.halving.items()},
@@ -356,6 +394,12 @@ class Plan:
             "precision": self.precision
             and [self.precision.points, self.precision.budget and asdict(self.precision.budget)],
         }
+
+
+def _record_data(store: DataSet) -> list[Any]:
+    """A data set as JSON values: the fields of `RecordedData`, without folds where there are none."""
+    by_fold = [len(store.split("train", fold)) for fold in range(1, store.fold_count + 1)]
+    return [str(store.path), store.fingerprint, len(store.split("train")), *([by_fold] if by_fold else [])]
 
 
 def restore(storage: Path, recipe: Mapping[str, Any], space: Space, interval: Interval) -> Plan:
@@ -373,8 +417,8 @@ def restore(storage: Path, recipe: Mapping[str, Any], space: Space, interval: In
     try:
         bases = {name: [TrialConfig(**fields) for fields in group] for name, group in recipe["bases"].items()}
         stores = {
-            name: RecordedData(Path(path), fingerprint, clips)
-            for name, (path, fingerprint, clips) in recipe["data"].items()
+            name: RecordedData(Path(path), fingerprint, clips, *map(tuple, by_fold))
+            for name, (path, fingerprint, clips, *by_fold) in recipe["data"].items()
         }
         if recipe["results_version"] != RESULTS_VERSION:
             raise UserError(f"results version {recipe['results_version']}, this is {RESULTS_VERSION}")
@@ -390,6 +434,7 @@ def restore(storage: Path, recipe: Mapping[str, Any], space: Space, interval: In
                 for name, fields, objectives, trials, generation in recipe["searches"]
             ],
             precision=_precision(recipe["precision"], interval),
+            folds=recipe.get("folds", False),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, UserError) as error:
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -413,7 +458,7 @@ def check_ways(space: Space, seeds: int, options: dict[str, Any]) -> None:
         space: the sweep.
         seeds: asked for.
         options: `halving`, `rungs`, `keep`, `precision`, `budget`, `trials`, `generation`, `objectives`, `fresh`,
-            `accept_version`, `dry_run`, as given; None or False where not given.
+            `accept_version`, `dry_run`, `folds`, as given; None or False where not given.
 
     Raises:
         UserError: they cannot.
@@ -430,9 +475,14 @@ def check_ways(space: Space, seeds: int, options: dict[str, Any]) -> None:
         raise UserError("--fresh and --accept-version: one trains all again, the other takes what is old; use one")
     if options["fresh"] and options["dry_run"]:
         raise UserError("--fresh and --dry-run: the dry run shows what is done, --fresh would train all of it again")
+    for study in space.studies:
+        if options["folds"] and "fold" in study.settings:
+            raise UserError(f"--folds: the study {study.name} has a fold of its own in SETTINGS; leave one of them out")
     precision = options["precision"]
     if precision is None:
         return
+    if options["folds"]:
+        raise UserError("--precision and --folds: seeds are added one trial at a time, not fold by fold; use --seeds")
     if options["halving"]:
         raise UserError("--precision and --halving: seeds are added to finished cells, not to stopped ones; use one")
     if search:

@@ -22,27 +22,43 @@ class Bar:
             progress, task = self._shown
             progress.advance(task, count)
 
-    def show(self, what: str, done: int, total: int) -> None:
-        """What is under way, how much of it is done, and how much there is."""
+    def show(self, what: str, done: int, total: int | None) -> None:
+        """What is under way, how much of it is done, and how much there is; None: as it was."""
         if self._shown:
             progress, task = self._shown
             progress.update(task, description=what, completed=done, total=total)
 
 
 @contextmanager
-def bar(title: str, total: int | None = None) -> Iterator[Bar]:
+def bar(title: str, total: int | None = None, in_bytes: bool = False) -> Iterator[Bar]:
     """A bar on stderr where that is a terminal; it goes when the block ends.
 
     Args:
         title: what is under way.
         total: how much there is; None: it is not known yet.
+        in_bytes: what is counted is bytes, shown as such and with the speed.
     """
     if not sys.stderr.isatty():
         yield Bar()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    counts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
         yield Bar((progress, progress.add_task(title, total=total)))

@@ -6,7 +6,7 @@ same rounds, finds their goals reached, and goes on where the last one stopped: 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
@@ -37,10 +37,10 @@ Rounds = Iterator[list[Goal]]
 class Halving:
     """Successive halving, synchronous by rung: all candidates up to a rung's epoch, the best share of them goes on.
 
-    A candidate is a configuration with all its seeds: cut one by one, only the lucky seeds would be left. Compared are
-    candidates of one data set and one label fraction, by the mean over seeds of the linear probe's accuracy on valid;
-    ties go to the lower identity. Trials that start from another's encoder are not compared: they go on if the one that
-    they start from does.
+    A candidate is a configuration with all its seeds and folds: cut one by one, only the lucky seeds, and the easy
+    folds, would be left. Compared are candidates of one data set and one label fraction, by the mean of the linear
+    probe's accuracy on valid; ties go to the lower identity. Trials that start from another's encoder are not compared:
+    they go on if the one that they start from does.
 
     Attributes:
         rungs: epochs at which to compare.
@@ -115,8 +115,9 @@ class Halving:
 class Decision:
     """What one rung decided about one group of candidates.
 
-    `scores` has a candidate's mean by the identities of its trials, best first, None where no trial of it has a score;
-    `kept`, `cut` and `failed` are identities of trials; failed are those without a score.
+    `scores` has a candidate's mean by the identities of its trials, best first, None where there is none, see
+    `mean_at`: then what it has trained is cut. `kept`, `cut` and `failed` are identities of trials; failed are those
+    without a score.
     """
 
     rung: int
@@ -137,17 +138,19 @@ class Decision:
         name, folders = group
         candidates: dict[TrialConfig, list[TrialFolder]] = {}
         for folder in folders:
-            candidates.setdefault(folder.config.but(seed=0), []).append(folder)
+            candidates.setdefault(folder.config.but(seed=0, fold=None), []).append(folder)
+        folds = {folder.config.fold for folder in folders}
         scores = [
-            (sorted(folder.identity for folder in members), _mean_at(rung, members)) for members in candidates.values()
+            (sorted(folder.identity for folder in members), mean_at(rung, members, folds))
+            for members in candidates.values()
         ]
         scores.sort(key=lambda entry: (entry[1] is None, -(entry[1] or 0.0), entry[0]))
         going_on = max(1, math.ceil(round(keep * len(scores), 9)))
         failed = [folder.identity for folder in folders if score_at(rung, folder) is None]
-        scored = [members for members, score in scores if score is not None]
+        going_on = min(going_on, sum(score is not None for _, score in scores))
         kept, cut = (
-            [identity for members in part for identity in members if identity not in failed]
-            for part in (scored[:going_on], scored[going_on:])
+            [identity for members, _ in part for identity in members if identity not in failed]
+            for part in (scores[:going_on], scores[going_on:])
         )
         return cls(rung, name, scores, kept, cut, failed)
 
@@ -170,10 +173,17 @@ def score_at(rung: int, folder: TrialFolder) -> float | None:
     return epochs[rung - 1].valid_top1 if len(epochs) >= rung else None
 
 
-def _mean_at(rung: int, folders: list[TrialFolder]) -> float | None:
-    """Over the seeds that got there."""
-    known = [score for folder in folders if (score := score_at(rung, folder)) is not None]
-    return mean(known) if known else None
+def mean_at(rung: int, folders: Sequence[TrialFolder], folds: Set[int | None]) -> float | None:
+    """A candidate's accuracy on valid at an epoch: the mean over the seeds that got there on each of these folds.
+
+    A seed that lacks a fold would be judged by the easier ones, or by the harder. None where there is no other.
+    """
+    seeds: dict[int, dict[int | None, float]] = {}
+    for folder in folders:
+        if (score := score_at(rung, folder)) is not None:
+            seeds.setdefault(folder.config.seed, {})[folder.config.fold] = score
+    whole = [mean(of_fold.values()) for of_fold in seeds.values() if of_fold.keys() >= folds]
+    return mean(whole) if whole else None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from clar.config import TrialConfig
 from clar.errors import UserError, near
 from clar.result import TrialFolder, TrialResult
-from clar.rounds import Goal, Halving, Rounds, score_at
+from clar.rounds import Goal, Halving, Rounds, mean_at
 from clar.space import METRICS, Study
 
 COSTS = ("gpu_seconds", "train_seconds")
@@ -25,7 +25,7 @@ COSTS = ("gpu_seconds", "train_seconds")
 
 @dataclass
 class Candidate:
-    """One configuration that was tried: what Optuna chose, its trials (one a seed), and what it is worth.
+    """One configuration that was tried: what Optuna chose, its trials (one a seed and fold), and what it is worth.
 
     `values` are those of the objectives, None where a trial failed or was cut; `state` is done, cut or failed.
     """
@@ -70,13 +70,16 @@ class Searching:
         if not 1 <= len(self.objectives) <= 2 or len(set(self.objectives)) != len(self.objectives):
             raise UserError(f"--objectives {','.join(self.objectives)}: one, or two different ones")
 
-    def run(self, add: Callable[[TrialConfig], TrialFolder], seeds: int, halving: Halving | None) -> Rounds:
+    def run(
+        self, add: Callable[[TrialConfig], TrialFolder], seeds: int, halving: Halving | None, folds: int = 0
+    ) -> Rounds:
         """The rounds: one a generation, or with halving one a rung and generation.
 
         Args:
             add: plans one more trial, and gives its folder.
             seeds: trials of each candidate.
             halving: stops the weaker candidates of each generation early.
+            folds: that each seed is tested on in turn; 0: on the base's own alone.
         """
         optuna = _optuna()
         self.optuna = optuna.create_study(
@@ -89,7 +92,7 @@ class Searching:
             numbers = range(len(self.candidates), min(len(self.candidates) + self.generation, self.trials))
             trials = [self.optuna.ask() for _ in numbers]
             asked = [
-                (trial, self._candidate(trial, number, add, seeds))
+                (trial, self._candidate(trial, number, add, seeds, folds))
                 for trial, number in zip(trials, numbers, strict=True)
             ]
             self.candidates += [candidate for _, candidate in asked]
@@ -119,9 +122,12 @@ class Searching:
         self.study.check([config], self.base, set(self.chosen) - set(self.study.search.around))
         return config
 
-    def _candidate(self, trial: Any, number: int, add: Callable[[TrialConfig], TrialFolder], seeds: int) -> Candidate:
+    def _candidate(
+        self, trial: Any, number: int, add: Callable[[TrialConfig], TrialFolder], seeds: int, folds: int
+    ) -> Candidate:
         config = self._suggest(trial)
-        folders = [add(config.but(seed=self.base.seed + repeat)) for repeat in range(seeds)]
+        repeats = [config.but(seed=self.base.seed + repeat) for repeat in range(seeds)]
+        folders = [add(one) for repeat in repeats for one in repeat.on_folds(folds)]
         return Candidate(number, dict(trial.params), folders)
 
     def _judge(self, candidate: Candidate, cut: set[str]) -> None:
@@ -143,10 +149,10 @@ class Searching:
             self.optuna.tell(trial, candidate.values)
         elif candidate.state == "cut" and halving and len(self.objectives) == 1:
             # Told as pruned, with the score of the last rung: as complete, its low score would look like a bad result.
+            folds = {folder.config.fold for folder in candidate.folders}
             for rung in halving.rungs:
-                scores = [score for folder in candidate.folders if (score := score_at(rung, folder)) is not None]
-                if scores:
-                    trial.report(mean(scores), rung)
+                if (score := mean_at(rung, candidate.folders, folds)) is not None:
+                    trial.report(score, rung)
             self.optuna.tell(trial, state=state.PRUNED)
         else:
             # Optuna knows no pruning with two objectives, and a trial without an end would stay "running" for ever.

@@ -121,6 +121,12 @@ class Study:
             for field, way in (("seed", "use --seeds"), ("dataset", "name data sets with --dataset")):
                 if getattr(config, field) != getattr(base, field):
                     raise UserError(f"study {self.name}: its trials must not set {field} themselves; {way}")
+            # A base on a data set with folds names one, unless each trial is to be tested on all of them.
+            if config.fold is not None and base.fold is None:
+                raise UserError(
+                    f"study {self.name}: its trials must not set fold themselves with --folds, nor on {base.dataset} "
+                    f"if that has none"
+                )
 
 
 @dataclass(frozen=True)

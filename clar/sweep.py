@@ -9,7 +9,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from clar import datasets, packing, progress, space
 from clar.cli import (
+    DataCache,
     DataRoot,
     Preset,
     Seeds,
@@ -65,6 +66,9 @@ def main(
     preset: Preset = None,
     setting: Setting = None,
     seeds: Seeds = 1,
+    folds: Annotated[
+        bool, typer.Option("--folds", help="Test every trial on each fold of its data set; tables show the mean.")
+    ] = False,
     storage: Storage = Path("clar_runs"),
     tracking_uri: TrackingURI = None,
     address: Annotated[
@@ -81,6 +85,7 @@ def main(
                      "fit, or on a CPU how many threads are best; default: 1 if there is one.", show_default=False),
     ] = None,
     data_root: DataRoot = None,
+    data_cache: DataCache = None,
     halving: Annotated[bool, typer.Option("--halving", help="Stop the weaker trials early, rung by rung.")] = False,
     rungs: Annotated[
         str | None,
@@ -126,7 +131,8 @@ def main(
     show_list: Annotated[bool, typer.Option("--list", help="Show the sweeps that exist.")] = False,
 ) -> int:  # fmt: skip
     """Run a sweep, or go on with it: finished trials are not trained again, the others go on where they stopped."""
-    console = Console(highlight=False, soft_wrap=True)
+    # Without emoji: `scenes:100: ` would be taken for one.
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if show_list:
         for known, summary in space.available().items():
             console.print(f"{known:16} {summary}", markup=False)
@@ -137,7 +143,7 @@ def main(
     options = {
         "halving": halving, "rungs": rungs, "keep": keep, "precision": precision, "budget": budget, "trials": trials,
         "generation": generation, "objectives": objectives, "fresh": fresh, "accept_version": accept_version,
-        "dry_run": dry_run,
+        "dry_run": dry_run, "folds": folds,
     }  # fmt: skip
     check_ways(chosen, seeds, options)
     here = {"CPU": float(cpus_here()), "GPU": float(gpus_here())}
@@ -149,6 +155,8 @@ def main(
             study.name: [configure(one, preset, settings, slots.gpus > 0, **study.settings) for one in names]
             for study in chosen.studies
         }
+        if folds:
+            bases = {study: [_any_fold(base, fields) for base in group] for study, group in bases.items()}
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
         planned = [(base, study.plan(base, 1, fields)) for study in chosen.studies for base in bases[study.name]]
         first = bases[chosen.studies[0].name]
@@ -165,32 +173,55 @@ def main(
         ]  # fmt: skip
         more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
         used = list(dict.fromkeys(base.dataset for base in first))
+        if folds and not any(map(datasets.folds, used)):
+            raise UserError(f"--folds: no folds in {', '.join(used)}; leave it out, or name a data set that has some")
         if data_root and not any(map(datasets.takes_root, used)):
             raise UserError(f"--data-root {data_root}: {', '.join(used)} take no folder; leave it out")
         missing = [one for one in used if not datasets.built(one)]
         if dry_run and data_root is None and missing:
             titles = [f"{base.dataset}: {config.title(base)}" for base, configs in planned for config in configs]
-            _show_unprepared(chosen, titles, slots, missing, console)
+            _show_unprepared(chosen, titles, folds, slots, missing, console)
             return 0
         place = storage_path(storage, make=not dry_run)
         before_data = time.time()
         stores = {one: datasets.load(one, data_root if datasets.takes_root(one) else None) for one in used}
         data_seconds = time.time() - before_data
         plan = Plan(
-            chosen, bases, place, stores, seeds, tuple(fields), tuple(accept_version or ()), stops, searches, more
-        )
+            chosen, bases, place, stores, seeds, tuple(fields), tuple(accept_version or ()), stops, searches, more,
+            folds,
+        )  # fmt: skip
         waiting = _replay(plan) if dry_run else ""
         shares = Shares(slots, plan, resources, address)
         console.print(f"{chosen.name}: {plan.summary()}; {shares}", markup=False)
         if dry_run:
             _show(plan, shares, waiting, console)
             return 0
-        driver = _Driver(plan, shares, console, data_seconds, retries, trial_timeout, make_report)
+        driver = _Driver(
+            plan,
+            shares,
+            console,
+            data_seconds,
+            retries,
+            trial_timeout,
+            make_report,
+            data_cache.expanduser().absolute() if data_cache else None,
+        )
         return driver.run(tracking_uri or default_uri(place), address, fresh)
 
 
 def _names(dataset: list[str] | None) -> list[str]:
     return [part.strip() for text in dataset or ["digits"] for part in text.split(",") if part.strip()] or ["digits"]
+
+
+def _any_fold(base: TrialConfig, chosen: Iterable[str]) -> TrialConfig:
+    """What trials on all folds have in common: everything but the fold.
+
+    Raises:
+        UserError: the user has chosen one.
+    """
+    if "fold" in chosen:
+        raise UserError(f"--folds and --set fold={base.fold}: all of them, or one; leave one of the two out")
+    return base.but(fold=None)
 
 
 def _rungs(text: str | None) -> tuple[int, ...]:
@@ -306,9 +337,11 @@ def _measure_on_cluster(gpu: bool) -> Callable[[packing.Request], packing.Answer
     return lambda request: trial.measure(request, gpu)
 
 
-def _show_unprepared(chosen: Space, titles: list[str], slots: Slots, missing: list[str], console: Console) -> None:
+def _show_unprepared(
+    chosen: Space, titles: list[str], folds: bool, slots: Slots, missing: list[str], console: Console
+) -> None:
     """The trials of a sweep whose data are not there yet, so that none can be done."""
-    trials = f"{len(titles)} trials, without seeds" if titles else "a search"
+    trials = f"{len(titles)} trials, without seeds{' and folds' if folds else ''}" if titles else "a search"
     console.print(f"{chosen.name}: {trials}; {slots}", markup=False)
     for title in titles:
         console.print(f"  to do  {title}", markup=False)
@@ -371,6 +404,7 @@ class _Driver:
     retries: int
     timeout: float | None
     make_report: bool = True
+    data_cache: Path | None = None
     failures: dict[str, str] = field(default_factory=dict)
     version: str = field(default_factory=code_version)
 
@@ -444,6 +478,7 @@ class _Driver:
                 store=self.plan.stores[folder.config.dataset].path,
                 code_version=self.version,
                 gpu_share=min(1.0, share.gpus or 1.0),
+                data_cache=self.data_cache,
             ),
             share=share,
             after=parent.identity if parent else None,
@@ -627,6 +662,7 @@ class _Watch:
     failures: dict[str, str]
     busy: dict[str, dict[float, float]] = field(default_factory=dict)
     told: dict[str, float] = field(default_factory=dict)
+    placements: set[str] = field(default_factory=set)
     first_start: float | None = None
     ended: int = 0
     best: tuple[float, str] = (0.0, "")
@@ -657,9 +693,17 @@ class _Watch:
         """One line for the user."""
         self.console.print(line, markup=False)
 
+    def say_placement(self, where: str) -> None:
+        """Where trials have their clips from, once each way; how much room there was differs from trial to trial."""
+        way = where.partition(" (")[0]
+        if where and way not in self.placements:
+            self.placements.add(way)
+            self.say(where)
+
     def report(self, report: Any) -> None:
         """One report of one trial, see `clar.trial.Report`."""
         folder = self.plan.folders[report.identity]
+        self.say_placement(report.note)
         if self.first_start is None and report.started:
             # What the table needs takes seconds to import: now, while the trials train, and not when they are done.
             threading.Thread(target=importlib.import_module, args=["analysis.figures"], daemon=True).start()

@@ -341,7 +341,8 @@ class _Writer:
             _param(name) for name in dict.fromkeys(name for one in self.about.get("axes", {}).values() for name in one)
         ]
         several = ["dataset"] if "," in self.about.get("dataset", "") else []
-        params = list(dict.fromkeys([*several, *axes[:_MOST_AXES], "seed"]))
+        folds = ["fold"] if (self.about.get("recipe") or {}).get("folds") else []
+        params = list(dict.fromkeys([*several, *axes[:_MOST_AXES], *folds, "seed"]))
         columns = [f"params.`{name}`" for name in params] + [f"metrics.`{name}`" for name in _METRICS_SHOWN]
         # MLflow cuts off a name that is wider than its column.
         widths = {column: max(100, 7 * len(column.split("`")[1]) + 30) for column in columns}

@@ -16,8 +16,9 @@ import typer
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from clar import datasets, trainer
+from clar import datasets, local, trainer
 from clar.cli import (
+    DataCache,
     DataRoot,
     Dataset,
     Preset,
@@ -52,6 +53,7 @@ def run(
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
     gpu_share: float = 1.0,
+    say: Callable[[str], None] | None = None,
 ) -> TrialResult | None:
     """Train the trial of a folder, or go on with it, or read its result where it is done.
 
@@ -68,7 +70,8 @@ def run(
         until: return None once that many of its own epochs are finished; None: to the end.
         stop: asked before every step, and while waiting; when it says so, the trial stops with a checkpoint.
         wait: for another process that is at work on the trial.
-        gpu_share: the trial's part of its GPU, above 0 to 1, for the count of its energy.
+        gpu_share: the trial's part of its GPU, above 0 to 1, for the count of its energy and the room for its data.
+        say: told in a line where the clips come from; the trial's log is, too.
 
     Raises:
         Elsewhere: another process is, and `wait` is off.
@@ -103,12 +106,17 @@ def run(
             with suppress(OSError), open(folder.log, "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
+        def placed(text: str) -> None:
+            log(text)
+            if say:
+                say(text)
+
         log(f"{folder.config.title()} on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         encoder = pretraining.path / trainer.ENCODER if pretraining else None
         try:
             result = trainer.train(
                 folder.config, store, device, folder.path, keep,
-                pretrained=encoder, until=until, stop=stop, gpu_share=gpu_share,
+                pretrained=encoder, until=until, stop=stop, gpu_share=gpu_share, say=placed,
             )  # fmt: skip
             if result is None:
                 log(f"paused after epoch {known}")
@@ -167,6 +175,7 @@ def main(
     seeds: Seeds = 1,
     storage: Storage = Path("clar_runs"),
     data_root: DataRoot = None,
+    data_cache: DataCache = None,
     tracking_uri: TrackingURI = None,
     cpus_per_trial: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="0: train on the CPU.")] = None,
@@ -177,7 +186,7 @@ def main(
     """Train one trial in this process, or go on with it; with --seeds N one after another."""
     gpu = gpus_here() > 0 if gpus_per_trial is None else gpus_per_trial > 0
     base = configure(dataset, preset, setting or [], gpu)
-    store = datasets.load(base.dataset, data_root)
+    store = local.copy(datasets.load(base.dataset, data_root).path, data_cache)
     runtime = Runtime(
         device="cuda" if gpu else "cpu",
         threads=cpus_per_trial or torch.get_num_threads(),
@@ -201,6 +210,7 @@ def main(
             runtime.code_version,
             lambda record: console.print(epoch_line(config, record)),
             gpu_share=runtime.gpu_share,
+            say=console.print,
         )
         assert result is not None  # no `until`
         return result

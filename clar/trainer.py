@@ -13,6 +13,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from clar import augment, encoders, features, heads, losses, optim, probe
+from clar import augment, encoders, features, heads, local, losses, optim, probe
 from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
@@ -123,6 +124,7 @@ def train(
     until: int | None = None,
     stop: Callable[[], bool] | None = None,
     gpu_share: float = 1.0,
+    say: Callable[[str], None] | None = None,
 ) -> TrialResult | None:
     """Run one trial, or go on with it from its checkpoint.
 
@@ -146,7 +148,8 @@ def train(
         until: stop once that many of the trial's own epochs are finished, and return None; None, or as many as there
             are: to the end.
         stop: asked before every step; when it says so, the trial is checkpointed and stops.
-        gpu_share: the trial's part of its GPU, above 0 to 1, for the count of its energy.
+        gpu_share: the trial's part of its GPU, above 0 to 1, for the count of its energy and the room for its data.
+        say: told in a line where the clips come from.
 
     Raises:
         UserError: the data do not suffice for the configuration, the checkpoint is of another trial or damaged, or
@@ -157,6 +160,8 @@ def train(
     weights = _pretrained_encoder(config, store, pretrained)
     folder = Path(checkpoint_dir) if checkpoint_dir else None
     run = Run(config, store, torch.device(device), folder, gpu_share)
+    if say:
+        say(run.clips.placement)
     if weights:
         run.model.encoder.load_state_dict(weights)
     run.restore()
@@ -203,7 +208,7 @@ class Run:
         config, store = self.config, self.store
         self.clock = time.monotonic()
         self.meter = Meter(self.device, self.gpu_share)
-        self.train_indices = store.split("train")
+        self.train_indices = store.split("train", config.fold)
         self.steps_per_epoch = len(self.train_indices) // config.batch_size
         config.check_batch(len(self.train_indices))
         self.total_steps = config.stage_epochs * self.steps_per_epoch
@@ -234,7 +239,8 @@ class Run:
             config.fade_shapes,
             config.augmentation_strength,
         )
-        self.clips = Clips(store, self.device)
+        self.clips = Clips(store, self.device, self.gpu_share)
+        self.shuffled: tuple[int, Tensor] | None = None
 
     def mixed_precision(self) -> AbstractContextManager[Any]:
         """Where the trial computes in bf16, the context to do it in."""
@@ -244,9 +250,12 @@ class Run:
         """One batch: two views of each clip, one step of the optimizer."""
         config, began = self.config, time.monotonic()
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        batch = self.order(epoch)[position * config.batch_size : (position + 1) * config.batch_size]
+        batch = self.batch(self.step)
         labels_B = self.train_labels[batch].to(self.device)
-        clips_BT = self.clips(self.train_indices[batch.numpy()])
+        # Not beyond the epoch: its end may be followed by a probe.
+        more = position + 1 < self.steps_per_epoch
+        following = self.train_indices[self.batch(self.step + 1).numpy()] if more else None
+        clips_BT = self.clips(self.train_indices[batch.numpy()], following)
         views_BT = self.augment(clips_BT.repeat(2, 1), generator(config.seed, "augment", self.step, device=self.device))
         rate = optim.learning_rate_at(self.step, self.learning_rate, self.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
@@ -268,6 +277,13 @@ class Run:
         self.epoch_loss += value
         self.recent.append(value)
         self.epoch_seconds += time.monotonic() - began
+
+    def batch(self, step: int) -> Tensor:
+        """The clips (B,) of a step, as positions in the training split."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self.shuffled is None or self.shuffled[0] != epoch:
+            self.shuffled = epoch, self.order(epoch)
+        return self.shuffled[1][position * self.config.batch_size : (position + 1) * self.config.batch_size]
 
     def order(self, epoch: int) -> Tensor:
         """The epoch's clips, as positions in the training split: shuffled, and shuffled again until they fill it."""
@@ -305,13 +321,18 @@ class Run:
     def represent(self, indices: np.ndarray) -> Tensor:
         """Representations (N, H) of clips as they are, without augmentation, by the frozen encoder."""
         self.model.eval()
-        batches = (indices[start : start + EVALUATION_BATCH] for start in range(0, len(indices), EVALUATION_BATCH))
+        batches = [indices[start : start + EVALUATION_BATCH] for start in range(0, len(indices), EVALUATION_BATCH)]
         with torch.no_grad(), self.mixed_precision():
-            return torch.cat([self.model.encoder(self.model.features(self.clips(batch))) for batch in batches])
+            return torch.cat(
+                [
+                    self.model.encoder(self.model.features(self.clips(batch, following)))
+                    for batch, following in zip(batches, [*batches[1:], None], strict=True)
+                ]
+            )
 
     def split(self, name: str) -> probe.Split:
         """Representations and labels of valid or test, or of the clips of train whose labels may be seen."""
-        indices = self.store.split(name)
+        indices = self.store.split(name, self.config.fold)
         if name == "train":
             indices = indices[self.train_labels.numpy() != losses.UNLABELLED]
         return self.represent(indices), torch.from_numpy(self.store.labels[indices]).to(self.device)
@@ -397,22 +418,97 @@ class Run:
 class Clips:
     """Batches of clips as float32 on the device.
 
-    A GPU that has room takes the whole store once, as int16, and gathers there; else batches come from the memory map.
+    Where they come from is chosen by what is measured: a GPU with room for the whole store takes it once and gathers
+    there; else the next batch is read, on a GPU into pinned memory, while the device computes. On a CPU that can keep
+    the store in memory the memory map is all it takes.
+
+    Attributes:
+        placement: the choice and its reason, in one line.
     """
 
-    def __init__(self, store: ClipStore, device: torch.device) -> None:
+    def __init__(self, store: ClipStore, device: torch.device, gpu_share: float = 1.0) -> None:
         self.store, self.device = store, device
         self.on_device: Tensor | None = None
-        if device.type == "cuda" and store.clips.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
-            self.on_device = torch.from_numpy(np.array(store.clips)).to(device)
-
-    def __call__(self, indices: np.ndarray) -> Tensor:
-        """Clips (B, T) float32 in [-1, 1) at these rows of the store."""
-        if self.on_device is not None:
-            clips_BT = self.on_device[torch.from_numpy(indices).to(self.device)]
+        self.pinned = device.type == "cuda"
+        size = store.clips.nbytes
+        if device.type == "cpu":
+            memory = local.free_memory()
+            self.ahead = size > memory > 0
+            where = f"read ahead from the disk ({_gigabytes(memory)} of memory free)" if self.ahead else "memory-mapped"
         else:
-            clips_BT = torch.from_numpy(self.store.clips[indices]).to(self.device)
-        return clips_BT.float() / 32768
+            room = gpu_room(device, gpu_share)
+            self.ahead = size > room and not _is_resident(store, device)
+            if not self.ahead:
+                self.on_device = _resident(store, device)
+            where = "read ahead into pinned memory" if self.ahead else "on the GPU"
+            where += f" ({_gigabytes(room)} of it may be data)"
+        self.placement = f"{store.name}, {_gigabytes(size)}: {where}"
+        self.next: tuple[np.ndarray, Future[Tensor]] | None = None
+
+    def __call__(self, indices: np.ndarray, following: np.ndarray | None = None) -> Tensor:
+        """Clips (B, T) float32 in [-1, 1).
+
+        Args:
+            indices: rows of the store.
+            following: the rows that will be asked for next.
+        """
+        if self.on_device is not None:
+            return self.on_device[torch.from_numpy(indices).to(self.device)].float() / 32768
+        clips_BT = self._take(indices)
+        if self.ahead and following is not None:
+            self.store.will_need(following)
+            self.next = following, _READER.submit(self._read, following)
+        return clips_BT.to(self.device, non_blocking=True).float() / 32768
+
+    def _take(self, indices: np.ndarray) -> Tensor:
+        """Clips that have been read ahead, or are read now."""
+        waiting, self.next = self.next, None
+        if waiting and np.array_equal(waiting[0], indices):
+            return waiting[1].result()
+        return self._read(indices)
+
+    def _read(self, indices: np.ndarray) -> Tensor:
+        clips_BT = torch.from_numpy(self.store.clips[indices])
+        # Pinned memory comes from torch's own cache of it, which gives it again once its copy has been made.
+        return clips_BT.pin_memory() if self.pinned else clips_BT
+
+
+_READER = ThreadPoolExecutor(1, thread_name_prefix="clips")
+"""Reads the next batch while the device computes this one."""
+
+_on_gpu: dict[tuple[str, str], Tensor] = {}
+"""The store that this process has on each GPU: one trial after another finds it there."""
+
+
+def gpu_room(device: torch.device, gpu_share: float) -> float:
+    """Bytes of a GPU that a trial's data may take: half of what is free of its share; it trains in the other half."""
+    free, total = torch.cuda.mem_get_info(device)
+    return min(free, total * gpu_share) / 2
+
+
+def _is_resident(store: ClipStore, device: torch.device) -> bool:
+    return (str(device), store.fingerprint) in _on_gpu
+
+
+def _resident(store: ClipStore, device: torch.device) -> Tensor:
+    """The clips (N, T) int16 on a GPU, moved there once per process, in place of any other store's."""
+    key = str(device), store.fingerprint
+    if key not in _on_gpu:
+        for other in [other for other in _on_gpu if other[0] == key[0]]:
+            del _on_gpu[other]
+        clips_NT = torch.empty(store.clips.shape, dtype=torch.int16, device=device)
+        for start in range(0, len(store), _MOVED):
+            clips_NT[start : start + _MOVED] = torch.from_numpy(np.array(store.clips[start : start + _MOVED]))
+        _on_gpu[key] = clips_NT
+    return _on_gpu[key]
+
+
+_MOVED = 1024
+"""Clips that are moved to a GPU at a time: no second copy of the store is made in memory."""
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2g} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
 
 
 def save_encoder(path: Path, encoder: nn.Module, config: TrialConfig, store: ClipStore) -> None:

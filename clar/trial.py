@@ -35,7 +35,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 
-from clar.clips import ClipStore
+from clar import local
 from clar.config import Runtime, TrialConfig
 from clar.errors import UserError
 from clar.packing import Share, is_out_of_memory
@@ -91,6 +91,7 @@ class Report:
         reason: of a failure, one line.
         cause: `user`: the same again would fail the same; `memory`: there was too little; `disk`: the storage is full.
         worker: Ray node and process id.
+        note: where its clips come from.
     """
 
     identity: str
@@ -103,6 +104,7 @@ class Report:
     reason: str = ""
     cause: Literal["", "user", "memory", "disk"] = ""
     worker: tuple[str, int] = ("", 0)
+    note: str = ""
 
 
 class Worker:
@@ -163,15 +165,19 @@ def _attempt(job: Job, tell: Callable[[Report], None], stop: Callable[[], bool])
     def after_epoch(record: EpochRecord) -> None:
         tell(report("epoch", epoch=record.epoch, valid_top1=record.valid_top1))
 
+    def placed(where: str) -> None:
+        cached = f", from {store.path}" if runtime.data_cache else ""
+        tell(report("started", note=where + cached))
+
     try:
-        store = ClipStore.open(Path(runtime.store))
+        store = local.copy(runtime.store, runtime.data_cache)
         folder = TrialFolder(Path(runtime.storage), TrialConfig(**job.config), store.fingerprint)
         folder.pretraining_version = job.pretraining_version or folder.version
         if folder.identity != job.identity:
             raise UserError(f"{store.path} has changed since the sweep was planned; run the command again")
         result = train.run(
             folder, store, runtime.device, runtime.code_version, after_epoch, start,
-            until=job.until, stop=stop, wait=False, gpu_share=runtime.gpu_share,
+            until=job.until, stop=stop, wait=False, gpu_share=runtime.gpu_share, say=placed,
         )  # fmt: skip
     except train.Elsewhere:
         return report("elsewhere")

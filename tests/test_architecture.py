@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHAIN = [
-    ["errors"], ["files", "config", "progress"], ["seeds", "clips"], ["datasets"], ["vocoder"], ["augment"],
+    ["errors"], ["files", "config", "progress"], ["seeds", "clips"], ["building", "local"], ["datasets"],
+    ["vocoder"], ["augment"],
     ["features"], ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
     ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking"], ["train", "embed"], ["packing"], ["trial"],
     ["sweep"],

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from clar import clips
-from clar.clips import ClipStore, DamagedStore, Source, build, fit
+from clar.building import build
+from clar.clips import ClipStore, DamagedStore, Source, fit
 from clar.errors import UserError
 
 SAMPLES = 50
@@ -237,19 +238,172 @@ def test_marks_of_another_source_are_not_trusted(tmp_path, removed):
     assert store.fingerprint == build(tmp_path / "undisturbed", source, allow_bad=1).fingerprint
 
 
-def test_marks_of_another_source_are_removed_before_its_clips_are(tmp_path):
-    source, work = bad_rows(make_source(), {30: "silent"}), tmp_path / ".toy.building"
+def test_lines_of_another_source_are_removed_before_its_clips_are(tmp_path):
+    source, journal = bad_rows(make_source(), {30: "silent"}), tmp_path / ".toy.building" / "journal-3"
     with pytest.raises(UserError, match="above the limit"):
         build(tmp_path / "toy", source)
-    first = set(work.glob("*.json"))
-    assert len(first) == 5
+    assert len(journal.read_text().splitlines()) == 40
 
     def look(start, stop):
-        assert not first & set(work.glob("*.json"))
+        assert journal.read_text() == ""
         raise OSError("stop here")
 
     with pytest.raises(OSError, match="stop here"):
         build(tmp_path / "toy", replace(make_source(seed=1), decode=look))
+
+
+def test_a_build_goes_on_at_the_file(tmp_path):
+    """Of a shard of which some files are known, the others are decoded, in as few calls as they make."""
+    source = replace(bad_rows(make_source(), {30: "silent"}), shard=0)
+    with pytest.raises(UserError, match="above the limit"):
+        build(tmp_path / "toy", source)
+    journal = tmp_path / ".toy.building" / "journal-3"
+    lines = journal.read_text().splitlines(keepends=True)
+    gone = {3, 4, 5, 17, 39}
+    journal.write_text("".join(line for line in lines if json.loads(line)[0] not in gone) + '[39, "half a li')
+    ranges = []
+    counted = replace(source, decode=lambda *rows: (ranges.append(rows), source.decode(*rows))[1])
+    store = build(tmp_path / "toy", counted, allow_bad=1)
+    assert sorted(ranges) == [(3, 6), (17, 18), (39, 40)]
+    assert np.array_equal(store.clips, np.delete(make_source().decode(0, 40)[0], 30, 0))
+    assert store.fingerprint == build(tmp_path / "undisturbed", source, allow_bad=1).fingerprint
+
+
+def test_too_small_a_disk_is_known_before_anything_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10))
+    never = replace(make_source(), decode=lambda start, stop: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"0\.0 GB are needed and 0\.0 GB are free; make room"):
+        build(tmp_path / "toy", never)
+
+
+def test_stores_of_the_same_recordings_share_their_clips(tmp_path):
+    """Other labels, other classes: one file of clips, decoded once; a change of the recordings ends that."""
+    source = replace(bad_rows(make_source(), {30: "silent"}), recordings="toy")
+    first = build(tmp_path / "toy", source, allow_bad=1)
+    other = replace(
+        source, name="other", classes=["x", "y", "z"], labels=np.arange(40) % 3,
+        decode=lambda start, stop: pytest.fail("decoded again"),
+    )  # fmt: skip
+    second = build(tmp_path / "other", other, allow_bad=1)
+    assert (first.path / "clips.int16").samefile(second.path / "clips.int16")
+    assert second.left_out == first.left_out
+    assert second.files == first.files
+    assert np.array_equal(second.labels, np.delete(np.arange(40) % 3, 30))
+    alone = build(tmp_path / "alone" / "other", replace(other, decode=source.decode), allow_bad=1)
+    assert alone.fingerprint == second.fingerprint
+    changed = replace(source, name="new", stamps=["new"] * 40)
+    assert not (build(tmp_path / "new", changed, allow_bad=1).path / "clips.int16").samefile(first.path / "clips.int16")
+
+
+def test_links_that_the_file_system_refuses_become_copies(tmp_path, monkeypatch):
+    source = replace(make_source(), recordings="toy")
+    first = build(tmp_path / "toy", source)
+
+    def refuse(old, new):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    second = build(tmp_path / "other", replace(source, name="other"))
+    assert np.array_equal(second.clips, first.clips)
+
+
+def test_folds(tmp_path):
+    folds = (np.arange(40) % 5 + 1).astype(np.uint8)
+    source = replace(make_source(), folds=folds, splits=clips.fold_splits(folds, 5), labels=np.arange(40) // 5 % 2)
+    store = build(tmp_path / "toy", source)
+    assert store.fold_count == 5
+    for fold in range(1, 6):
+        assert np.array_equal(store.split("test", fold), np.flatnonzero(folds == fold))
+        assert np.array_equal(store.split("valid", fold), np.flatnonzero(folds == fold % 5 + 1))
+        parts = [store.split(name, fold) for name in clips.SPLITS]
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(40))
+    assert np.array_equal(store.split("test"), store.split("test", 5))
+    with pytest.raises(UserError, match="fold = 6: there are 5 folds, 1 to 5"):
+        store.split("test", 6)
+    assert store.fingerprint != build(tmp_path / "without", replace(source, folds=None)).fingerprint
+    with pytest.raises(UserError, match="toy has no folds"):
+        build(tmp_path / "without", replace(source, folds=None)).split("test", 1)
+
+
+def test_two_folds_are_too_few():
+    with pytest.raises(UserError, match="2 folds are too few"):
+        clips.fold_splits(np.array([1, 2, 1, 2], np.uint8), 1)
+
+
+def test_lengths_of_recordings_and_notes_are_kept(tmp_path):
+    source = make_source()
+    seconds = np.linspace(0.1, 4.0, 40).astype(np.float32)
+    told = replace(
+        bad_rows(source, {3: "silent"}), notes=["missing words: c"],
+        decode=lambda start, stop: clips.Decoded(
+            source.decode(start, stop)[0], [None if i != 3 else "silent" for i in range(start, stop)],
+            seconds[start:stop],
+        ),
+    )  # fmt: skip
+    store = build(tmp_path / "toy", told, allow_bad=1)
+    assert np.allclose(store.recording_seconds, np.delete(seconds, 3), atol=1e-4)
+    assert store.notes == ["missing words: c"]
+    assert np.isnan(build(tmp_path / "untold", source).recording_seconds).all()
+
+
+def test_classes_of_a_fixed_list_may_be_empty(tmp_path):
+    source = replace(make_source(), classes=["a", "b", "c"])
+    with pytest.raises(UserError, match="toy: no training file for the class c"):
+        build(tmp_path / "toy", source)
+    assert build(tmp_path / "toy", replace(source, vocabulary=True)).classes == ["a", "b", "c"]
+
+
+def test_a_name_with_a_line_break_or_no_utf8_cannot_break_the_list(tmp_path):
+    source = make_source()
+    names = [*source.files[:38], "two\nlines.wav", os.fsdecode(b"m\xfcller.wav")]
+    store = build(tmp_path / "toy", replace(source, files=names), allow_bad=1)
+    assert store.left_out == [("two\nlines.wav", "a line break in its name")]
+    assert store.files == [*names[:38], names[39]]
+
+
+def test_a_store_of_an_older_version_opens(tmp_path):
+    """Stores that were built before there were folds, lengths and notes."""
+    path = build(tmp_path / "toy", make_source()).path
+    meta = json.loads((path / "meta.json").read_text())
+    for key in ("recordings", "content", "notes"):
+        del meta[key]
+    del meta["bytes"]["seconds.npy"]
+    (path / "seconds.npy").unlink()
+    (path / "meta.json").write_text(json.dumps(meta))
+    store = ClipStore.open(path)
+    assert (store.fold_count, store.notes, store.recordings) == (0, [], "")
+    assert np.isnan(store.recording_seconds).all()
+
+
+def test_building_holds_little_in_memory(tmp_path):
+    """A store of 400 MB is built in a process that may not grow by a quarter of that."""
+    script = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from clar.building import build
+from clar.clips import Source
+count, samples = 3200, 64_000
+noise = np.random.default_rng(0).integers(-9, 9, samples).astype(np.int16)
+source = Source(
+    name="big", classes=["a"], sample_rate=16_000, samples=samples, files=[f"{i}.wav" for i in range(count)],
+    stamps=[""] * count, labels=np.zeros(count, np.int64), splits=(np.arange(count) % 3).astype(np.uint8),
+    decode=lambda start, stop: (np.stack([np.roll(noise, i) for i in range(start, stop)]), [None] * (stop - start)),
+)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+build(Path(sys.argv[1]), source)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "big"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100 * 1024
+
+
+def test_will_need_asks_for_the_clips_alone(tmp_path, monkeypatch):
+    store, asked = build(tmp_path / "toy", make_source()), []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: asked.append((start, size)))
+    store.will_need(np.array([3, 7]))
+    assert asked == [(3 * 2 * SAMPLES, 2 * SAMPLES), (7 * 2 * SAMPLES, 2 * SAMPLES)]
+    assert pickle.loads(pickle.dumps(store)).fingerprint == store.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -289,19 +443,23 @@ def test_cache_that_cannot_be_written_names_the_way_out(tmp_path):
         build(tmp_path / "file" / "cache" / "toy", make_source())
 
 
-@pytest.mark.parametrize("good_calls", [0, 3, 14])
+@pytest.mark.parametrize("good_calls", [0, 3, 7])
 def test_full_disk_names_the_way_out(tmp_path, monkeypatch, good_calls):
     """Full at the first shard, a later one, and when the store is put together; afterwards the build goes on."""
-    real, left = os.fsync, [good_calls]
+    left = [good_calls]
 
-    def fsync(handle):
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
+    def limited(real):
+        def call(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments)
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "pwrite", limited(os.pwrite))
+        patch.setattr(os, "fsync", limited(os.fsync))
         with pytest.raises(UserError, match=r"clips in .*: No space left on device; make room.*CLAR_CACHE"):
             build(tmp_path / "toy", make_source())
     assert np.array_equal(build(tmp_path / "toy", make_source()).clips, make_source().decode(0, 40)[0])
@@ -351,14 +509,14 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_clips import make_source
-from clar import clips
-clips.cores = lambda: 1
+from clar import building
+building.cores = lambda: 1
 source = make_source()
 def decode(start, stop):
     if start == 24:
         os.kill(os.getpid(), signal.SIGKILL)
     return source.decode(start, stop)
-clips.build(Path({path!r}), replace(source, decode=decode))
+building.build(Path({path!r}), replace(source, decode=decode))
 """
 
 

@@ -25,7 +25,7 @@ IN_THE_IDENTITY = {
     "temperature": 0.1, "precision": "bf16", "front_end": "released", "window_ms": 32, "hop_ms": 4, "bins": 64,
     "encoder_width": 8, "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64,
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
-    "finetune_learning_rate": 0.05,
+    "finetune_learning_rate": 0.05, "fold": 3,
 }  # fmt: skip
 NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share"}
 

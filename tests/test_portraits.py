@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from analysis import portraits
-from clar import augment, clips, encoders, trainer
+from clar import augment, building, encoders, trainer
 from clar.cli import command
 from clar.clips import ClipStore
 from clar.config import AUGMENTATIONS, TrialConfig
@@ -147,7 +147,7 @@ def test_the_other_draws_lie_far_in_their_range(made: Path) -> None:
 
 
 def test_both_sounds_are_turned_down_alike_where_one_passes_full_scale(tmp_path: Path) -> None:
-    store = clips.build(tmp_path / "store", tones(24, 2000, noise=0.6))
+    store = building.build(tmp_path / "store", tones(24, 2000, noise=0.6))
     portraits.make(store, tmp_path / "out", ["white_noise"])
     _, before, after = example(tmp_path / "out", "white_noise")
     assert np.abs(after.astype(int)).max() >= 32767
@@ -166,7 +166,7 @@ def test_the_clip_is_not_one_of_the_quiet_ones(tone_store: ClipStore, tmp_path: 
         decoded, reasons = source.decode(start, stop)
         return np.where(quiet[start:stop, None], decoded // 100, decoded), reasons
 
-    store = clips.build(tmp_path / "store", replace(source, name="quiet", decode=decode))
+    store = building.build(tmp_path / "store", replace(source, name="quiet", decode=decode))
     clip = portraits._clear_clip(store)
     (index,) = np.flatnonzero((store.clips == np.rint(clip * 32768)).all(axis=1))
     assert index >= 80
@@ -358,8 +358,8 @@ def test_a_mistake_is_said_in_one_line(
     text = tmp_path / "text"
     text.mkdir()
     (text / trainer.ENCODER).write_text("no weights")
-    shorter = clips.build(tmp_path / "shorter", tones(24, 2000))
-    silence = clips.build(
+    shorter = building.build(tmp_path / "shorter", tones(24, 2000))
+    silence = building.build(
         tmp_path / "silence", replace(tones(24, 2000), name="silence",
                                       decode=lambda start, stop: (np.zeros((stop - start, 2000), np.int16),
                                                                   [None] * (stop - start))),

@@ -138,6 +138,16 @@ def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: 
         (["augmentations", "--precision", "1"], "--seeds 2 or more"),
         (["augmentations", "--precision", "1", "--seeds", "2", "--budget", "x"], "--budget x: a number of trials"),
         (["augmentations", "--precision", "1", "--seeds", "2", "--halving"], "--precision and --halving"),
+        (["augmentations", "--folds"], "--folds: no folds in digits"),
+        (["augmentations", "--set", "fold=1"], "fold = 1: digits has no folds; leave it out"),
+        (["augmentations", "--dataset", "scenes:100", "--set", "fold=6"], "fold = 6: scenes:100 has folds 1 to 5"),
+        (["augmentations", "--dataset", "scenes:100", "--folds", "--set", "fold=2"], "--folds and --set fold=2"),
+        (
+            ["augmentations", "--dataset", "scenes:100", "--folds", "--precision", "1", "--seeds", "2"],
+            "--precision and --folds: seeds are added one trial at a time, not fold by fold; use --seeds",
+        ),
+        (["folds.py", "--dataset", "scenes:100", "--folds"], "its trials must not set fold themselves with --folds"),
+        (["folds.py"], "nor on digits if that has none"),
         (["augmentations", "--objectives", "valid_top1"], "augmentations is no search"),
         (["hyperparameters", "--objectives", "knn_test_top1"], "choosing by test"),
         (["hyperparameters", "--dataset", "digits:120", "--set", "temperature=0.3"], "varies temperature itself"),
@@ -160,6 +170,7 @@ def test_a_wrong_command_gets_one_line_and_exit_code_2(
     (tmp_path / "bad.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "seeds.py").write_text(STUDY.replace("(name,))", "(name,), seed=7)"))
+    (tmp_path / "folds.py").write_text(STUDY.replace("(name,))", "(name,), fold=1)"))
     (tmp_path / "cells.py").write_text(STUDY.replace('"time_shift"), "all"', "").replace('"all"\n', '"none"\n'))
     output = command.run("clar.sweep", *arguments, code=2)
     assert said in output

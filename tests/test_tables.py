@@ -295,7 +295,7 @@ def test_any_name_comes_through_markdown_and_latex(rows: list[str], columns: lis
             Entry, st.sampled_from("ab"), st.sampled_from("xyz"),
             st.sampled_from(["done", "failed", "cut", "running", "missing"]),
             st.none() | st.floats(0, 1) | st.just(math.nan), st.integers(0, 3),
-            st.sampled_from(["", "0.1+r1", "0.1+r2"]),
+            st.sampled_from(["", "0.1+r1", "0.1+r2"]), st.just(()),
         )
     )
 )  # fmt: skip

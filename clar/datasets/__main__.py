@@ -1,4 +1,4 @@
-"""`python -m clar.datasets`: what data sets exist, decode one, what is in it, write the embedded one as audio files."""
+"""`python -m clar.datasets`: what data sets exist, fetch and decode one, what is in it, write one as audio files."""
 
 import shutil
 import sys
@@ -8,19 +8,25 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clar import datasets, progress
 from clar.cli import command
 from clar.clips import SPLITS, ClipStore
-from clar.datasets import digits
+from clar.datasets import digits, originals
 from clar.datasets.speech_commands import LISTS
 from clar.errors import UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 
-Root = Annotated[Path | None, typer.Option("--root", help="folder of the unpacked data set")]
-Clips = Annotated[int | None, typer.Option("--clips", help="of digits only: about so many clips")]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", metavar="DIR", help="folder of the unpacked data set, or where to put it", show_default=False
+    ),
+]
+Clips = Annotated[int | None, typer.Option("--clips", help="of an embedded data set: about so many clips")]
 AllowBad = Annotated[int | None, typer.Option("--allow-bad", min=0, help="files that may be unreadable [1 %]")]
 
 
@@ -31,35 +37,145 @@ def list_() -> None:
     for column in ("name", "built", "what"):
         table.add_column(column, no_wrap=column != "what")
     for name, description in datasets.DESCRIPTIONS.items():
-        table.add_row(name, "yes" if datasets.built(name) else "no", description)
+        known = not name.endswith(":PATH")
+        table.add_row(name, ("yes" if datasets.built(name) else "no") if known else "", description)
     Console().print(table)
 
 
 @app.command()
-def prepare(name: str, root: Root = None, clips: Clips = None, allow_bad: AllowBad = None) -> None:
-    """Decode a data set once; run again after an interruption it goes on."""
-    store = datasets.load(_with_clips(name, clips), root, allow_bad)
+def prepare(
+    name: str,
+    root: Root = None,
+    archive: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--archive",
+            metavar="FILE",
+            help="unpack this into the folder, and fetch nothing; repeatable",
+            show_default=False,
+        ),
+    ] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="a mirror: the archive, or a folder of archives ending in /; repeatable",
+            show_default=False,
+        ),
+    ] = None,
+    checksum: Annotated[
+        str | None,
+        typer.Option(
+            "--checksum",
+            help="of the archive at --url, if it is not the original: sha256:HEX, md5:HEX, none",
+            show_default=False,
+        ),
+    ] = None,
+    keep_archive: Annotated[
+        bool, typer.Option("--keep-archive", help="keep what was fetched when it is unpacked")
+    ] = False,
+    clips: Clips = None,
+    allow_bad: AllowBad = None,
+) -> None:
+    """Fetch, unpack and decode a data set once; run again after an interruption it goes on.
+
+    Fetched is what the folder --root lacks; nothing, with --archive or where the folder holds the unpacked data set.
+    """  # fmt: skip
+    name = _with_clips(name, clips)
+    base = name.partition(":")[0]
+    if base in datasets.FOLDERS and root is None and (archive or url):
+        raise UserError(f"prepare {name}: say with --root DIR which folder to unpack into")
+    if base not in datasets.FOLDERS and (url or checksum):
+        raise UserError(f"prepare {name}: nothing is fetched for it; leave out {'--url' if url else '--checksum'}")
+    if checksum and not url:
+        raise UserError(f"--checksum {checksum}: is that of the archive at a --url; name that too")
+    if base in datasets.EMBEDDED and archive:
+        raise UserError(f"prepare {name}: it is synthesised; leave out --archive {archive[0]}")
+    if archive:
+        named = Path(name.partition(":")[2].partition("#")[0]).expanduser()
+        originals.unpack_given(name, root if base in datasets.FOLDERS and root else named, archive)
+    elif base in datasets.FOLDERS and root is not None:
+        originals.obtain(name, root, url or (), checksum, keep_archive)
+    store = datasets.load(name, root, allow_bad)
     print(f"{store!r}\nin {store.path}")
 
 
 @app.command()
-def info(name: str, root: Root = None) -> None:
-    """What is in a data set, which is decoded first if need be."""
+def info(
+    name: str,
+    root: Root = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PNG with one example of each class [beside the store]", show_default=False),
+    ] = None,
+) -> None:
+    """What is in a data set, which is decoded first if need be, and a picture of it."""
+    from clar.datasets.picture import draw
+
     store = datasets.load(name, root)
-    console = Console(highlight=False)
-    print(f"{store!r}\nfingerprint {store.fingerprint}\nin {store.path}")
     hours = len(store) * store.seconds / 3600
+    print(f"{store!r}\nfingerprint {store.fingerprint}\nin {store.path}")
     print(f"{store.seconds:g} s a clip, {hours:.2f} h in all, {store.sample_rate:,} Hz, {len(store.classes)} classes")
+    print(_durations(store))
+    Console(highlight=False).print(_counts(store))
+    for note in [*store.notes, *_untrained(store)]:
+        print(note)
+    shown = [f"  {file}: {why}" for file, why in store.left_out[:SHOWN]]
+    if len(store.left_out) > SHOWN:
+        shown.append(f"  and {len(store.left_out) - SHOWN:,} more, in {store.path.name}-bad-files.txt beside the store")
+    print("\n".join([f"{len(store.left_out):,} files left out", *shown]))
+    path = picture or store.path.with_name(f"{store.path.name}.png")
+    try:
+        draw(store, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --picture") from error
+    print(f"one example of each class: {path}")
+
+
+SHOWN = 20
+"""Of the files that were left out."""
+
+
+def _durations(store: ClipStore) -> str:
+    """One line about how long the recordings are, of which the clips are the beginnings."""
+    known = store.recording_seconds[np.isfinite(store.recording_seconds)]
+    if not len(known):
+        return f"every clip was made {store.seconds:g} s long"
+    # A file may be a sample off; nobody calls it cut for that.
+    longer, shorter = int((known > store.seconds + 0.001).sum()), int((known < store.seconds - 0.001).sum())
+    return (
+        f"recordings of {known.min():.3g} to {known.max():.3g} s, median {np.median(known):.3g}, "
+        f"{known.sum(dtype=np.float64) / 3600:.2f} h in all; {longer:,} longer ones are cut, "
+        f"{shorter:,} shorter ones end in silence"
+    )
+
+
+def _counts(store: ClipStore) -> Table:
+    """Clips of each class in each split, or of a data set with folds in each fold."""
+    if store.folds is None:
+        parts = {split: store.split(split) for split in SPLITS}
+    else:
+        parts = {f"fold {fold}": np.flatnonzero(store.folds == fold) for fold in range(1, store.fold_count + 1)}
+    counts = {part: np.bincount(store.labels[rows], minlength=len(store.classes)) for part, rows in parts.items()}
     table = Table(box=None, header_style="bold")
     table.add_column("class", no_wrap=True)
-    counts = {split: np.bincount(store.labels[store.split(split)], minlength=len(store.classes)) for split in SPLITS}
-    for split in SPLITS:
-        table.add_column(split, justify="right")
+    for part in parts:
+        table.add_column(part, justify="right")
     for label, word in enumerate(store.classes):
-        table.add_row(word, *(f"{counts[split][label]:,}" for split in SPLITS))
-    table.add_row("all", *(f"{counts[split].sum():,}" for split in SPLITS))
-    console.print(table)
-    print(f"{len(store.left_out)} files left out" + "".join(f"\n  {file}: {why}" for file, why in store.left_out))
+        table.add_row(escape(word), *(f"{each[label]:,}" for each in counts.values()))
+    table.add_row("all", *(f"{each.sum():,}" for each in counts.values()))
+    return table
+
+
+def _untrained(store: ClipStore) -> list[str]:
+    """A line about classes of a fixed list that have no training clip."""
+    trained = np.bincount(store.labels[store.split("train")], minlength=len(store.classes)) > 0
+    names = [word for word, there in zip(store.classes, trained, strict=True) if not there]
+    if not names:
+        return []
+    rows = np.flatnonzero(~trained[store.labels])
+    return [f"no training clip: {', '.join(names)}; {len(rows):,} clips of valid and test are theirs"]
 
 
 @app.command()
@@ -122,10 +238,11 @@ def export_folder(store: ClipStore, folder: Path) -> None:
 def _with_clips(name: str, clips: int | None) -> str:
     if clips is None:
         return name
-    if name.startswith("digits:"):
+    base, colon, _ = name.partition(":")
+    if base not in datasets.EMBEDDED:
+        raise UserError(f"--clips {clips}: only embedded data sets have a size to choose, {name} has not")
+    if colon:
         raise UserError(f"--clips {clips} and {name} name two sizes; give one")
-    if name != "digits":
-        raise UserError(f"--clips {clips}: only digits has a size to choose, {name} has not")
     return f"{name}:{clips}"
 
 

@@ -141,7 +141,7 @@ def whole(clips: int) -> int:
 
 
 def source(clips: int = CLIPS) -> Source:
-    """The data set of `clips` clips, rounded to whole takes of ten words, for `clar.clips.build`.
+    """The data set of `clips` clips, rounded to whole takes of ten words, for `clar.building.build`.
 
     Clip i is the same in every size: `digits:400` is the beginning of `digits`. A take is one speaker saying the ten
     words once; all speakers say their first take before any says a second.

@@ -1,16 +1,19 @@
-"""Speech Commands v0.02 from its unpacked folder: the ten digits (the paper's SC-10) or all 35 words (SC-35).
+"""Speech Commands from its unpacked folder: the ten digits (the paper's SC-10) or all 35 words (SC-35).
 
 Splits are the data set's own, speaker-disjoint: `testing_list.txt`, `validation_list.txt`, all other files train.
+Version 0.02 unless the name asks for the first one, which lacks five words: `speech_commands_35:v0.01`.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from clar.clips import SPLITS, Source
-from clar.datasets.decode import decode_files
-from clar.errors import UserError
+from clar.datasets import listing
+from clar.datasets.listing import SUFFIXES, shown
+from clar.errors import UserError, near
+
+__all__ = ["DIGITS", "LISTS", "SUFFIXES", "VERSIONS", "WORDS", "source"]
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -20,93 +23,108 @@ WORDS = (
     *("three", "tree", "two", "up", "visual", "wow", "yes", "zero"),
 )
 
+VERSIONS = {"v0.02": (), "v0.01": ("backward", "follow", "forward", "learn", "visual")}
+"""The words of the 35 that each version lacks."""
+
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
-"""Of the audio files in a word's folder, in any case of letters; libsndfile reads them all."""
+NOISE = "_background_noise_"
 
 SAMPLE_RATE = 16_000
 SAMPLES = 16_000
 
 
 def source(name: str, words: tuple[str, ...], root: Path) -> Source:
-    """The data set in the folder `root`: one folder a word, and the two lists.
+    """The data set in the folder `root`, or in the only folder in it: one folder a word, and the two lists.
 
-    Classes are `words` in their order; files are sorted within a class. `_background_noise_` and other words are left
-    out. Audio may be of any format in `SUFFIXES`; the lists name the files as they are called. An entry that is called
-    like audio but cannot be read, such as a broken link, is in the list of files, and counts as bad when it is decoded.
+    Classes are `words` in their order, without those that the version lacks; files are sorted within a class.
+    `_background_noise_` and other words are left out. Audio may be of any format in `SUFFIXES`; the lists name the
+    files as they are called. An entry that is called like audio but cannot be read, such as a broken link, is in the
+    list of files, and counts as bad when it is decoded.
+
+    Args:
+        name: of the data set, with the version after a colon where it is not v0.02.
+        words: the classes.
+        root: the folder.
 
     Raises:
-        UserError: the folder, a list or a word's folder is missing or cannot be read, a recording is there in two
-            formats, or the lists do not fit the files.
+        UserError: there is no such version, the folder, a list or a word's folder is missing or cannot be read, a
+            recording is there in two formats, or the lists do not fit the files.
     """
-    try:
-        return _scan(name, words, root)
-    except OSError as error:
-        raise UserError(f"{name}: cannot read {error.filename or root}: {error.strerror or error}") from error
+    with listing.reading(name, root):
+        return _scan(name, words, listing.real_root(name, root, tuple(LISTS.values()), "Speech Commands"))
 
 
 def _scan(name: str, words: tuple[str, ...], root: Path) -> Source:
-    if not root.is_dir():
-        raise UserError(f"{name}: no folder {root}; unpack the Speech Commands archive and pass its folder with --root")
+    words, notes = _present(name, words, root)
     listed = {split: _read_list(root / file, words) for split, file in LISTS.items()}
-    missing = [word for word in words if not (root / word).is_dir()]
-    if missing:
-        raise UserError(f"{name}: {root} has no folder for the word{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    files, stamps, labels = [], [], []
+    files: list[str] = []
+    stamps: list[str] = []
+    labels: list[int] = []
     for label, word in enumerate(words):
-        with os.scandir(root / word) as entries:
-            found = sorted((e.name, _stamp(e)) for e in entries if e.name.lower().endswith(SUFFIXES))
-        _check_formats(root / word, [file for file, _ in found])
-        files += [f"{word}/{file}" for file, _ in found]
-        stamps += [stamp for _, stamp in found]
+        found = listing.scan(root / word)
+        listing.check_formats(root / word, list(found))
+        files += [f"{word}/{file}" for file in found]
+        stamps += found.values()
         labels += [label] * len(found)
     _check_lists(root, listed, set(files))
     splits = np.zeros(len(files), np.uint8)
     for split, members in listed.items():
         splits[[file in members for file in files]] = SPLITS.index(split)
-    return Source(
+    return listing.listed_source(
         name=name,
+        root=root,
         classes=words,
-        sample_rate=SAMPLE_RATE,
-        samples=SAMPLES,
         files=files,
         stamps=stamps,
-        labels=np.array(labels, np.int64),
+        labels=labels,
         splits=splits,
-        decode=decode_files(root, files, SAMPLE_RATE, SAMPLES),
+        sample_rate=SAMPLE_RATE,
+        samples=SAMPLES,
+        notes=notes,
     )
 
 
-def _stamp(entry: os.DirEntry[str]) -> str:
-    try:
-        status = entry.stat()
-    except OSError:  # a broken link: the link itself, until its target is there
-        status = entry.stat(follow_symlinks=False)
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _check_formats(folder: Path, files: list[str]) -> None:
-    """The lists name one of two formats only, so that the other would train on what is tested."""
-    first: dict[str, str] = {}
-    for file in files:
-        other = first.setdefault(os.path.splitext(file)[0], file)  # noqa: PTH122 - a third of the time of a Path
-        if other != file:
-            raise UserError(f"{folder} holds one recording twice, {other} and {file}; remove one of them")
+def _present(name: str, words: tuple[str, ...], root: Path) -> tuple[tuple[str, ...], list[str]]:
+    """The words of the version that `name` asks for, and notes about what is missing or left out."""
+    base, _, version = name.partition(":")
+    if version and version not in VERSIONS:
+        raise UserError(f"{name}: no version {version!r} of Speech Commands{near(version, VERSIONS)}")
+    lacking = [word for word in words if word in VERSIONS[version or "v0.02"]]
+    for file in LISTS.values():
+        if not (root / file).is_file():
+            raise UserError(
+                f"{shown(root / file)} is missing: {shown(root)} is not a whole Speech Commands folder, "
+                f"which has word folders, {' and '.join(LISTS.values())}"
+            )
+    there = sorted(path.name for path in root.iterdir() if path.is_dir() and listing.is_data(path.name))
+    extra = [word for word in lacking if word in there]
+    if extra:
+        raise UserError(
+            f"{name}: {shown(root)} has the word{'s' * (len(extra) > 1)} {', '.join(extra)}, which {version} "
+            f"lacks; this is another version, leave out :{version}"
+        )
+    missing = [word for word in words if word not in there and word not in lacking]
+    if missing:
+        first = set(missing) == set(VERSIONS["v0.01"])
+        hint = f"of the first version's folder say {base}:v0.01" if first else "is the archive unpacked to its end?"
+        raise UserError(
+            f"{name}: {shown(root)} has no folder for the word{'s' * (len(missing) > 1)} {', '.join(missing)}; {hint}"
+        )
+    others = [word for word in there if word not in WORDS and word != NOISE]
+    notes = [f"missing words: {', '.join(lacking)}"] if lacking else []
+    if others:
+        notes.append(f"left out, for they are none of the 35 words: {', '.join(others)}")
+    return tuple(word for word in words if word not in lacking), notes
 
 
 def _read_list(path: Path, words: tuple[str, ...]) -> set[str]:
     """The lines of a list that name files of `words`."""
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: {path.parent} is not a whole Speech Commands folder, which has word folders, "
-            f"{' and '.join(LISTS.values())}"
-        )
     content = path.read_bytes()
     try:
         lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         number = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
+        raise UserError(f"{shown(path)}, line {number}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
     wanted = set(words)
     return {line for line in lines if line and line.split("/")[0] in wanted}
 
@@ -114,11 +132,13 @@ def _read_list(path: Path, words: tuple[str, ...]) -> set[str]:
 def _check_lists(root: Path, listed: dict[str, set[str]], files: set[str]) -> None:
     both = sorted(listed["valid"] & listed["test"])
     if both:
-        raise UserError(f"{root}: {both[0]} stands in both lists ({len(both):,} such); a file has one split")
+        raise UserError(
+            f"{shown(root)}: {shown(both[0])} stands in both lists ({len(both):,} such); a file has one split"
+        )
     for split, members in listed.items():
         absent = sorted(members - files)
         if absent:
             raise UserError(
-                f"{root / LISTS[split]} names {len(absent):,} files that do not exist, first {absent[0]}; "
-                "is the archive unpacked to its end?"
+                f"{shown(root / LISTS[split])} names {len(absent):,} files that do not exist, first "
+                f"{shown(absent[0])}; is the archive unpacked to its end?"
             )

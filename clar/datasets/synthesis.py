@@ -13,6 +13,7 @@ Letters in names: T samples of a clip.
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,18 @@ def decay(samples: int, sample_rate: int, seconds: float) -> Wave:
     fall_T = np.full(samples, rounded(10 ** (-3 / (seconds * sample_rate))))
     fall_T[:1] = 1.0
     return np.cumprod(fall_T)
+
+
+def lfilter(numerator: Sequence[float], denominator: Sequence[float], wave_T: Wave) -> Wave:
+    """`scipy.signal.lfilter`, of filters with a recursive part: without one it is `np.convolve`.
+
+    SciPy is loaded where a clip is made: a command that looks up a name should not wait for it.
+    """
+    from scipy import signal
+
+    if len(denominator) < 2:
+        raise ValueError("a filter without a recursive part is not the same on all processors")
+    return np.asarray(signal.lfilter(numerator, denominator, wave_T))
 
 
 def power(clip_T: Wave) -> float:

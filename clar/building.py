@@ -1,0 +1,382 @@
+"""Building a store: every file of a source decoded once, on all cores, in little memory, and resumable at the file.
+
+`build` puts the store in place in one step. What it works on until then lies beside it, in `.NAME.building`.
+"""
+
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clar import progress
+from clar.clips import FORMAT, SPLITS, ClipStore, Decoded, Source, cache_errors, cores, fingerprint
+from clar.errors import UserError
+from clar.files import held, write_atomically, write_json
+
+_SHARD_FILES, _SHARD_BYTES = 32, 2**21
+"""Most that one thread has in hand: what a killed build loses of it, and what it takes of memory."""
+
+_JOURNAL = "journal-3"
+"""Of a build that is under way. A journal of another format is not found, and all is decoded again."""
+
+BAD_SHARE = 0.01
+"""Share of the files that may be unreadable or silent before building stops, unless the caller names a number."""
+
+
+def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore:
+    """Decode `source` into the folder `path`, unless a store of the same source lies there already.
+
+    Two processes that ask at the same time build once. A build that was interrupted, by Ctrl-C, SIGKILL or power, goes
+    on: files that were finished are not decoded again. `path` appears, or changes, in one step at the end.
+
+    Args:
+        path: the folder of the store.
+        source: what to build from.
+        allow_bad: files that may be bad; none: 1 % of them.
+
+    Raises:
+        UserError: too many files are bad, a class has no training clip, a split is empty, or the folder of `path`
+            cannot be written. All bad files are then listed in `<path>-bad-files.txt`.
+    """
+    with ExitStack() as stack:
+        with cache_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_name(f".{path.name}.lock")
+            stack.enter_context(held(lock, f"another process is building {path.name}"))
+        try:
+            store = ClipStore.open(path)
+        except (UserError, OSError):
+            pass
+        else:
+            if store.manifest == source.manifest and (allow_bad is None or len(store.left_out) <= allow_bad):
+                return store
+        _check_complete(source, np.ones(len(source.files), np.bool_))
+        with cache_errors(path.parent):
+            adopted = _adopt(path, source)
+        work = path.with_name(f".{path.name}.building")
+        rows = adopted[0] if adopted else _decode_all(work, source)
+        left_out = [(file, reason) for file, reason in zip(source.files, rows.reasons, strict=True) if reason]
+        keep = np.array([reason is None for reason in rows.reasons])
+        with cache_errors(path.parent):
+            listing = path.with_name(f"{path.name}-bad-files.txt")
+            _check_bad(left_out, len(keep), allow_bad, source.name, listing)
+            _check_complete(source, keep, " that can be used")
+            new = _new_folder(path)
+            if adopted:
+                _link(adopted[1], new / "clips.int16")
+            elif keep.all():
+                # Moved and not linked: a later build writes into the working file, and must never write into a store.
+                (work / "decoded.int16").rename(new / "clips.int16")
+            else:
+                _copy_rows(work / "decoded.int16", new / "clips.int16", keep, 2 * source.samples)
+            _index(new, source, keep, rows, left_out)
+            _put_in_place(new, path)
+            shutil.rmtree(work, ignore_errors=True)
+            return ClipStore.open(path)
+
+
+# Building
+#
+# A row of the working file `decoded.int16` counts once the journal has its line: the row, a key of its file, a checksum
+# of its bytes, the length of its recording, and what is wrong with it. Both are only ever added to. A line is believed
+# where its key is that of today's file and the row's bytes have its checksum, so nothing has to be synchronised with
+# the disk before the end: after a power cut, bytes or lines that never got there are decoded again.
+
+
+def _decode_all(work: Path, source: Source) -> "_Rows":
+    """Decode every row that `work` lacks into `work/decoded.int16`."""
+    total = len(source.files)
+    with cache_errors(work.parent):
+        work.mkdir(parents=True, exist_ok=True)
+        for leftover in set(work.iterdir()) - {work / "decoded.int16", work / _JOURNAL}:
+            leftover.unlink()
+        _check_room(work, 2 * total * source.samples)
+        building = _Building(work, source)
+    step = source.shard or max(1, min(_SHARD_FILES, _SHARD_BYTES // (2 * source.samples)))
+    shards = [(start, min(start + step, total)) for start in range(0, total, step)]
+    # Threads: reading audio and NumPy free the interpreter's lock. Two threads measured twice the speed of two spawned
+    # processes, which would also import the caller's script again.
+    executor = ThreadPoolExecutor(min(cores(), len(shards)))
+    try:
+        with progress.bar(f"{source.name}: decoding", total) as bar:
+            futures = [executor.submit(building.make, *shard) for shard in shards]
+            # In order, since the hash of the content is: it is taken while the other cores decode what follows.
+            for future, (start, stop) in zip(futures, shards, strict=True):
+                future.result()
+                building.hash(start, stop)
+                bar.advance(stop - start)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+        building.close()
+    return building.rows
+
+
+@dataclass
+class _Rows:
+    """What is known of the rows of a working file: (N,) reasons and seconds, and the hash of those without a reason."""
+
+    reasons: list[str | None]
+    seconds: NDArray[np.float32]
+    content: Any
+
+
+class _Building:
+    """A working file and its journal, open for reading and writing from several threads."""
+
+    def __init__(self, work: Path, source: Source) -> None:
+        total = len(source.files)
+        self.source = source
+        self.bytes = 2 * source.samples
+        self.rows = _Rows([None] * total, np.full(total, np.nan, np.float32), hashlib.sha256())
+        self.parent = work.parent
+        self.known = _read_journal(work / _JOURNAL, source)
+        write_atomically(work / _JOURNAL, "".join(self.known.values()).encode())
+        self.journal = os.open(work / _JOURNAL, os.O_WRONLY | os.O_APPEND)
+        self.file = os.open(work / "decoded.int16", os.O_RDWR | os.O_CREAT, 0o666)
+        os.truncate(self.file, total * self.bytes)
+
+    def close(self) -> None:
+        os.close(self.journal)
+        os.close(self.file)
+
+    def make(self, start: int, stop: int) -> None:
+        """Have the rows start to stop in the file: those that are there are checked, the others decoded."""
+        wanted = [row for row in range(start, stop) if not self._is_there(row)]
+        if self.source.shard and wanted:  # a source with its own shards makes them as a whole
+            self._decode(start, stop)
+            return
+        while wanted:
+            first = last = wanted.pop(0)
+            while wanted and wanted[0] == last + 1:
+                last = wanted.pop(0)
+            self._decode(first, last + 1)
+
+    def hash(self, start: int, stop: int) -> None:
+        """Add the rows start to stop, which are in the file, to the hash of the content."""
+        chunk = memoryview(os.pread(self.file, (stop - start) * self.bytes, start * self.bytes))
+        bad = [row - start for row in range(start, stop) if self.rows.reasons[row]]
+        for first, last in itertools.pairwise([-1, *bad, stop - start]):
+            self.rows.content.update(chunk[(first + 1) * self.bytes : last * self.bytes])
+
+    def _is_there(self, row: int) -> bool:
+        line = self.known.get(row)
+        if line is None:
+            return False
+        _, _, checksum, seconds, reason = json.loads(line)
+        if zlib.crc32(os.pread(self.file, self.bytes, row * self.bytes)) != checksum:
+            return False
+        self._note(row, reason, seconds)
+        return True
+
+    def _decode(self, start: int, stop: int) -> None:
+        clips_NT, reasons, seconds_N = Decoded(*self.source.decode(start, stop))
+        lengths = [math.nan] * len(reasons) if seconds_N is None else seconds_N.tolist()
+        seconds = [None if math.isnan(length) else round(length, 4) for length in lengths]
+        lines = []
+        clips_NT = np.ascontiguousarray(clips_NT, "<i2")
+        for row, clip_T in enumerate(clips_NT, start):
+            reason, length = reasons[row - start], seconds[row - start]
+            if "\n" in self.source.files[row]:
+                reason = "a line break in its name"
+            self._note(row, reason, length)
+            lines.append(_line(row, _row_key(self.source, row), zlib.crc32(clip_T), length, reason))
+        with cache_errors(self.parent):
+            _write_all(self.file, clips_NT.data.cast("B"), start * self.bytes)
+            _write_all(self.journal, memoryview("".join(lines).encode()), None)
+
+    def _note(self, row: int, reason: str | None, seconds: float | None) -> None:
+        self.rows.reasons[row] = reason
+        self.rows.seconds[row] = np.nan if seconds is None else seconds
+
+
+def _row_key(source: Source, row: int) -> str:
+    """Hex digits that change with anything that this row depends on."""
+    about = f"{source.name}\0{source.sample_rate}\0{source.samples}\0{source.files[row]}\0{source.stamps[row]}"
+    return hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+def _line(row: int, key: str, checksum: int, seconds: float | None, reason: str | None) -> str:
+    return json.dumps([row, key, checksum, seconds, reason]) + "\n"
+
+
+def _read_journal(path: Path, source: Source) -> dict[int, str]:
+    """The lines of rows whose file is the same today, by row."""
+    known: dict[int, str] = {}
+    try:
+        content = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return known
+    for line in content.splitlines(keepends=True):
+        try:
+            row, key, *_ = json.loads(line)
+        except ValueError:  # cut off by a power cut
+            continue
+        if 0 <= row < len(source.files) and key == _row_key(source, row):
+            known[row] = line if line.endswith("\n") else f"{line}\n"
+    return known
+
+
+def _write_all(file: int, content: memoryview, offset: int | None) -> None:
+    """Write all of it, at an offset or at the end: a signal or a full disk may have the system take a part."""
+    while content:
+        done = os.write(file, content) if offset is None else os.pwrite(file, content, offset)
+        content = content[done:]
+        offset = None if offset is None else offset + done
+
+
+def _check_room(work: Path, size: int) -> None:
+    """See to it that the disk can hold the working file before hours are spent on it."""
+    decoded = work / "decoded.int16"
+    held = 512 * decoded.stat().st_blocks if decoded.exists() else 0
+    free = shutil.disk_usage(work).free
+    if free < size - held:
+        raise OSError(errno.ENOSPC, f"{(size - held) / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
+
+
+def _copy_rows(old: Path, new: Path, keep: NDArray[np.bool_], size: int) -> None:
+    """The kept rows of a file of rows of `size` bytes, as a file, a few megabytes at a time."""
+    rows = max(1, _SHARD_BYTES // size)
+    with open(old, "rb") as source, open(new, "wb") as target:
+        for start in range(0, len(keep), rows):
+            kept = keep[start : start + rows]
+            chunk = np.frombuffer(source.read(len(kept) * size), np.uint8).reshape(len(kept), size)
+            target.write(chunk[kept].data)
+
+
+def _index(
+    new: Path,
+    source: Source,
+    keep: NDArray[np.bool_],
+    rows: _Rows,
+    left_out: list[tuple[str, str]],
+) -> None:
+    """Write what belongs to the clips in the folder `new`: labels, splits, folds, lengths, names, and `meta.json`."""
+    labels, splits = source.labels[keep].astype(np.int64), source.splits[keep].astype(np.uint8)
+    folds = None if source.folds is None else source.folds[keep].astype(np.uint8)
+    np.save(new / "labels.npy", labels)
+    np.save(new / "splits.npy", splits)
+    np.save(new / "seconds.npy", rows.seconds[keep])
+    if folds is not None:
+        np.save(new / "folds.npy", folds)
+    files = [file for file, kept in zip(source.files, keep, strict=True) if kept]
+    content = rows.content.hexdigest()
+    names = "".join(f"{file}\n" for file in files)
+    (new / "files.txt").write_bytes(names.encode(errors="surrogateescape"))
+    meta = {
+        "format": FORMAT,
+        "name": source.name,
+        "clips": len(labels),
+        "samples": source.samples,
+        "sample_rate": source.sample_rate,
+        "classes": list(source.classes),
+        "fingerprint": fingerprint(content, source.samples, source.sample_rate, source.classes, labels, splits, folds),
+        "manifest": source.manifest,
+        "recordings": source.recordings_key,
+        "content": content,
+        "notes": list(source.notes),
+        "left_out": left_out,
+        "bytes": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
+    }
+    for part in new.iterdir():
+        with open(part, "rb+") as handle:
+            os.fsync(handle.fileno())
+    write_json(new / "meta.json", meta)
+
+
+def _link(old: Path, new: Path) -> None:
+    """The same file under another name; a copy where the file system knows no links."""
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
+
+
+def _new_folder(path: Path) -> Path:
+    new = path.with_name(f".{path.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return new
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _adopt(path: Path, source: Source) -> tuple[_Rows, Path] | None:
+    """Rows and clips of a store beside `path` that was decoded from the same recordings, if there is one."""
+    if not source.recordings:
+        return None
+    for meta_file in sorted(path.parent.glob("*/meta.json")):
+        try:
+            other = ClipStore.open(meta_file.parent)
+        except (UserError, OSError):
+            continue
+        if other.recordings == source.recordings_key:
+            gone = dict(other.left_out)
+            reasons = [gone.get(file) for file in source.files]
+            seconds = np.full(len(reasons), np.nan, np.float32)
+            seconds[[reason is None for reason in reasons]] = other.recording_seconds
+            return _Rows(reasons, seconds, _Known(other.content)), other.path / "clips.int16"
+    return None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A hash that was taken before."""
+
+    digits: str
+
+    def hexdigest(self) -> str:
+        return self.digits
+
+
+def _check_bad(left_out: list[tuple[str, str]], total: int, allow_bad: int | None, name: str, listing: Path) -> None:
+    """Say which files are left out, the first here and all in the file `listing`; stop where they are too many."""
+    if not left_out:
+        listing.unlink(missing_ok=True)
+        return
+    lines = [f"{file}: {reason}\n" for file, reason in left_out]
+    write_atomically(listing, "".join(lines).encode(errors="surrogateescape"))
+    shown = "".join(f"\n  {line.rstrip()}" for line in lines[:20])
+    more = f"\n  … and {len(left_out) - 20:,} more" if len(left_out) > 20 else ""
+    summary = f"{len(left_out):,} of {total:,} files of {name} cannot be used"
+    limit = int(BAD_SHARE * total) if allow_bad is None else allow_bad
+    if len(left_out) > limit:
+        raise UserError(
+            f"{summary}, above the limit of {limit:,}; repair or remove them, or leave them out: add "
+            f"--allow-bad {len(left_out)} to the command `python -m clar.datasets prepare`. "
+            f"All of them stand in {listing}:{shown}{more}"
+        )
+    print(f"{summary} and are left out; all of them stand in {listing}:{shown}{more}", file=sys.stderr)
+
+
+def _check_complete(source: Source, keep: NDArray[np.bool_], usable: str = "") -> None:
+    """See to it that the kept clips are a task: no split is empty, and every class has something to train on."""
+    labels, splits = source.labels[keep], source.splits[keep]
+    for position, split in enumerate(SPLITS):
+        if not (splits == position).any():
+            raise UserError(f"{source.name}: the {split} split has no file{usable}")
+    counts = np.bincount(labels[splits == 0], minlength=len(source.classes))
+    empty = [label for label in range(len(source.classes)) if counts[label] == 0]
+    if source.vocabulary or not empty:
+        return
+    names = ", ".join(str(source.classes[label]) for label in empty[:20]) + (" ..." if len(empty) > 20 else "")
+    raise UserError(f"{source.name}: no training file{usable} for the class{'es' * (len(empty) > 1)} {names}")

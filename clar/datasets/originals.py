@@ -1,0 +1,91 @@
+"""From a published archive to an unpacked folder: fetched, or given by the user, or there already."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from clar import datasets
+from clar.datasets.fetch import ARCHIVES, Archive, fetch
+from clar.datasets.unpack import is_unpacked, unpack
+from clar.errors import UserError
+
+
+def unpack_given(name: str, root: Path, files: Sequence[Path]) -> None:
+    """Unpack archives that the user has into the data set's folder.
+
+    Raises:
+        UserError: one is missing, damaged or not to be trusted, or the folder cannot be written.
+    """
+    known = {archive.name: archive for archive in _archives(name)}
+    folder = datasets.unpacked(name, root) if known else root
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"--archive {file}: no such file")
+        original = known.get(file.name)
+        if original and original.bytes and original.bytes != file.stat().st_size:
+            print(
+                f"note: {file} has {file.stat().st_size:,} bytes, the original {original.bytes:,}: it is another one",
+                file=sys.stderr,
+            )
+        unpack(file, folder)
+
+
+def obtain(name: str, root: Path, mirrors: Sequence[str] = (), checksum: str | None = None, keep: bool = False) -> None:
+    """Fetch and unpack what the data set's folder lacks; nothing, where it is all there.
+
+    Args:
+        name: of the data set.
+        root: its folder, or a folder that holds it; made where it is missing.
+        mirrors: URLs of the archives, or of folders that hold them, tried before the makers' own.
+        checksum: of the archive at the mirrors, if it is another than the makers': `sha256:HEX`, `md5:HEX`, or `none`.
+        keep: the archives, once they are unpacked.
+
+    Raises:
+        UserError: an archive cannot be had, is wrong, damaged or not to be trusted; or the folder cannot be written.
+    """
+    folder = datasets.unpacked(name, root)
+    archives = _archives(name)
+    if checksum is not None:
+        if len(archives) > 1:
+            raise UserError(f"--checksum {checksum}: {name} comes in {len(archives)} archives; use --archive for each")
+        # Another archive than the makers', which is therefore not looked for at theirs.
+        url = mirrors[0] + archives[0].name if mirrors[0].endswith("/") else mirrors[0]
+        archives, mirrors = (Archive(url, _checksum(checksum)),), mirrors[1:]
+    for archive in archives:
+        if _is_there(folder, archive, datasets.landmark(name, archive.name)):
+            continue
+        own = [url for url in mirrors if url.endswith("/") or len(archives) == 1 or _file(url) == archive.name]
+        size = f", {archive.bytes / 1e9:.1f} GB" if archive.bytes else ""
+        print(f"fetching {archive.name}{size} into {folder}", file=sys.stderr)
+        path = fetch(archive, folder, own)
+        unpack(path, folder)
+        if not keep:
+            path.unlink()
+
+
+def _archives(name: str) -> tuple[Archive, ...]:
+    """None of a data set that lies where its name says."""
+    return ARCHIVES[datasets.original(name)] if datasets.takes_root(name) else ()
+
+
+def _checksum(text: str) -> str:
+    kind, _, digits = text.partition(":")
+    lengths = {"sha256": 64, "md5": 32}
+    if text == "none":
+        return ""
+    if len(digits) != lengths.get(kind) or set(digits.lower()) - set("0123456789abcdef"):
+        raise UserError(f"--checksum {text}: write sha256: and 64 hex digits, md5: and 32, or none")
+    return text.lower()
+
+
+def _file(url: str) -> str:
+    return urlsplit(url).path.rpartition("/")[2]
+
+
+def _is_there(folder: Path, archive: Archive, landmark: str) -> bool:
+    """Whether the archive has been unpacked into the folder, by `unpack` or by somebody else."""
+    if is_unpacked(archive.name, folder):
+        return True
+    begun = any((folder / f"{archive.name}{suffix}").exists() for suffix in ("", ".part"))
+    return not begun and any(any(folder.glob(place)) for place in (landmark, f"*/{landmark}"))
