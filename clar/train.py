@@ -196,7 +196,7 @@ def main(
         gpu_share=min(1.0, gpus_per_trial or 1.0),
     )
     torch.set_num_threads(runtime.threads)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)  # digits:100: is no picture
 
     def train(folder: TrialFolder, label: str) -> TrialResult:
         config = folder.config

@@ -27,13 +27,20 @@ IN_THE_IDENTITY = {
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
     "finetune_learning_rate": 0.05, "fold": 3,
 }  # fmt: skip
-NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share"}
+NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share", "data_cache"}
 
 
 def test_every_field_is_one_that_enters_the_identity_or_one_that_does_not() -> None:
     assert set(TrialConfig.model_fields) == set(IN_THE_IDENTITY)
     assert {field.name for field in dataclasses.fields(Runtime)} == NOT_IN_THE_IDENTITY
     assert not set(IN_THE_IDENTITY) & NOT_IN_THE_IDENTITY
+
+
+def test_where_ones_own_files_lie_does_not_enter_the_identity() -> None:
+    here, there = TrialConfig(dataset="folder:/data/birds"), TrialConfig(dataset="folder:/home/me/birds#seed=0")
+    assert here.identity("ab") == there.identity("ab") != here.identity("cd")
+    assert here.identity() != there.identity()  # without a fingerprint the place is all there is
+    assert TrialConfig(dataset="digits:400").identity("ab") != TrialConfig(dataset="digits").identity("ab")
 
 
 @pytest.mark.parametrize("field", sorted(IN_THE_IDENTITY))

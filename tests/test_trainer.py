@@ -366,6 +366,69 @@ def _read_result(folder: Path) -> trainer.TrialResult:
     return trainer.TrialResult(**{**content, "epochs": tuple(EpochRecord(**record) for record in content["epochs"])})
 
 
+def large(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Have every store count as larger than the memory; gives what is asked of the disk beforehand."""
+    asked: list[np.ndarray] = []
+    monkeypatch.setattr(trainer.local, "free_memory", lambda: 1000)
+    monkeypatch.setattr(ClipStore, "will_need", lambda store, indices: asked.append(indices))
+    return asked
+
+
+def test_a_store_larger_than_memory_is_read_ahead_and_gives_the_same(
+    tone_store: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrialConfig(**{**SMALL, "loss": "clar"})
+    said: list[str] = []
+    mapped = trainer.train(config, tone_store, say=said.append)
+    asked = large(monkeypatch)
+    ahead = trainer.train(config, tone_store, say=said.append)
+    assert mapped
+    assert ahead
+    assert mapped.test_top1 == ahead.test_top1
+    assert [record.train_loss for record in mapped.epochs] == [record.train_loss for record in ahead.epochs]
+    assert asked
+    assert said == [
+        "tones, 0.0015 GB: memory-mapped",
+        "tones, 0.0015 GB: read ahead from the disk (1e-06 GB of memory free)",
+    ]
+
+
+def test_clips_are_those_that_are_asked_for_whatever_was_read_ahead(
+    tone_store: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = large(monkeypatch)
+    clips = trainer.Clips(tone_store, torch.device("cpu"))
+    rows = [np.array([1, 5, 9]), np.array([2, 4]), np.array([7])]
+
+    def wanted(indices: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(tone_store.clips[indices]).float() / 32768
+
+    assert torch.equal(clips(rows[0], rows[1]), wanted(rows[0]))
+    assert torch.equal(clips(rows[1], rows[2]), wanted(rows[1]))
+    assert torch.equal(clips(rows[0]), wanted(rows[0]))  # not what was announced
+    assert torch.equal(clips(rows[2]), wanted(rows[2]))
+    assert [batch.tolist() for batch in asked] == [[2, 4], [7]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("room", [0.0, 1e12])
+def test_on_a_gpu_the_store_moves_there_once_or_is_read_ahead(
+    tone_store: ClipStore, monkeypatch: pytest.MonkeyPatch, room: float
+) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setattr(trainer, "_on_gpu", {})
+    monkeypatch.setattr(trainer, "gpu_room", lambda device, share: room)
+    clips, again = trainer.Clips(tone_store, device), trainer.Clips(tone_store, device)
+    assert (clips.on_device is None) == (room == 0)
+    assert clips.on_device is again.on_device
+    assert ("on the GPU" if room else "pinned memory") in clips.placement
+    rows = [np.arange(0, 64), np.arange(64, 128), np.arange(5)]
+    for indices, following in zip(rows, [*rows[1:], None], strict=True):
+        wanted = torch.from_numpy(tone_store.clips[indices]).float() / 32768
+        assert torch.equal(clips(indices, following).cpu(), wanted)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
