@@ -3,16 +3,20 @@
 `build` puts the store in place in one step. What it works on until then lies beside it, in `.NAME.building`.
 """
 
+import ctypes
 import errno
 import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
-import zlib
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +33,7 @@ from clar.files import held, write_atomically, write_json
 _SHARD_FILES, _SHARD_BYTES = 32, 2**21
 """Most that one thread has in hand: what a killed build loses of it, and what it takes of memory."""
 
-_JOURNAL = "journal-3"
+_JOURNAL = "journal-4"
 """Of a build that is under way. A journal of another format is not found, and all is decoded again."""
 
 BAD_SHARE = 0.01
@@ -107,21 +111,66 @@ def _decode_all(work: Path, source: Source) -> "_Rows":
         building = _Building(work, source)
     step = source.shard or max(1, min(_SHARD_FILES, _SHARD_BYTES // (2 * source.samples)))
     shards = [(start, min(start + step, total)) for start in range(0, total, step)]
-    # Threads: reading audio and NumPy free the interpreter's lock. Two threads measured twice the speed of two spawned
-    # processes, which would also import the caller's script again.
-    executor = ThreadPoolExecutor(min(cores(), len(shards)))
+    executor, make = _workers(building, len(shards), total)
     try:
+        futures = [executor.submit(make, *shard) for shard in shards]
         with progress.bar(f"{source.name}: decoding", total) as bar:
-            futures = [executor.submit(building.make, *shard) for shard in shards]
             # In order, since the hash of the content is: it is taken while the other cores decode what follows.
             for future, (start, stop) in zip(futures, shards, strict=True):
-                future.result()
+                building.note(start, future.result())
                 building.hash(start, stop)
                 bar.advance(stop - start)
+    except BrokenExecutor as error:
+        near = source.files[start]
+        raise UserError(
+            f"{source.name}: a process that decodes was killed, by a file from {near} on or by the system for want of "
+            "memory; the same command goes on there"
+        ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
         building.close()
     return building.rows
+
+
+def _workers(building: "_Building", shards: int, total: int) -> tuple[Executor, Callable[[int, int], "_Made"]]:
+    """Workers on all cores, and what they do for a shard: processes where they pay and are safe, else threads.
+
+    Reading a short file is a dozen calls of a few microseconds, each of which gives the interpreter's lock away and
+    waits for it: two threads are slower than one. A forked process takes ten milliseconds to start. It may find locks
+    that another thread held in that moment held for good, so a process with threads of Python's own does not fork.
+    """
+    count = min(cores(), shards)
+    if count == 1 or total < _FORK_FROM or threading.active_count() > 1 or not hasattr(os, "fork"):
+        return ThreadPoolExecutor(count), building.make
+    context = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(count, context, initializer=_begin_child, initargs=(building,)), _make_in_child
+
+
+_FORK_FROM = 1000
+"""Clips from which on processes decode and not threads."""
+
+_in_child: "_Building | None" = None
+
+
+def _begin_child(building: "_Building") -> None:
+    """Ctrl-C is the parent's to handle; where it is killed, this process has nothing left to do."""
+    global _in_child
+    _in_child = building
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _make_in_child(start: int, stop: int) -> "_Made":
+    assert _in_child is not None
+    return _in_child.make(start, stop)
+
+
+_Made = list[tuple[str | None, float | None]]
+"""Of each row of a shard: what is wrong with it, and the seconds of its recording."""
 
 
 @dataclass
@@ -152,17 +201,24 @@ class _Building:
         os.close(self.journal)
         os.close(self.file)
 
-    def make(self, start: int, stop: int) -> None:
+    def make(self, start: int, stop: int) -> _Made:
         """Have the rows start to stop in the file: those that are there are checked, the others decoded."""
-        wanted = [row for row in range(start, stop) if not self._is_there(row)]
+        made = {row: found for row in range(start, stop) if (found := self._find(row)) is not None}
+        wanted = [row for row in range(start, stop) if row not in made]
         if self.source.shard and wanted:  # a source with its own shards makes them as a whole
-            self._decode(start, stop)
-            return
+            wanted = list(range(start, stop))
         while wanted:
             first = last = wanted.pop(0)
             while wanted and wanted[0] == last + 1:
                 last = wanted.pop(0)
-            self._decode(first, last + 1)
+            made.update(enumerate(self._decode(first, last + 1), first))
+        return [made[row] for row in range(start, stop)]
+
+    def note(self, start: int, made: _Made) -> None:
+        """Remember what was found about rows."""
+        for row, (reason, seconds) in enumerate(made, start):
+            self.rows.reasons[row] = reason
+            self.rows.seconds[row] = np.nan if seconds is None else seconds
 
     def hash(self, start: int, stop: int) -> None:
         """Add the rows start to stop, which are in the file, to the hash of the content."""
@@ -171,35 +227,39 @@ class _Building:
         for first, last in itertools.pairwise([-1, *bad, stop - start]):
             self.rows.content.update(chunk[(first + 1) * self.bytes : last * self.bytes])
 
-    def _is_there(self, row: int) -> bool:
+    def _find(self, row: int) -> tuple[str | None, float | None] | None:
+        """What the journal says of a row that is there; None where it is not."""
         line = self.known.get(row)
         if line is None:
-            return False
+            return None
         _, _, checksum, seconds, reason = json.loads(line)
-        if zlib.crc32(os.pread(self.file, self.bytes, row * self.bytes)) != checksum:
-            return False
-        self._note(row, reason, seconds)
-        return True
+        clip_T = np.frombuffer(os.pread(self.file, self.bytes, row * self.bytes), "<i2")
+        return (reason, seconds) if _checksums(clip_T[None]) == [checksum] else None
 
-    def _decode(self, start: int, stop: int) -> None:
+    def _decode(self, start: int, stop: int) -> _Made:
         clips_NT, reasons, seconds_N = Decoded(*self.source.decode(start, stop))
         lengths = [math.nan] * len(reasons) if seconds_N is None else seconds_N.tolist()
         seconds = [None if math.isnan(length) else round(length, 4) for length in lengths]
-        lines = []
         clips_NT = np.ascontiguousarray(clips_NT, "<i2")
-        for row, clip_T in enumerate(clips_NT, start):
-            reason, length = reasons[row - start], seconds[row - start]
-            if "\n" in self.source.files[row]:
-                reason = "a line break in its name"
-            self._note(row, reason, length)
-            lines.append(_line(row, _row_key(self.source, row), zlib.crc32(clip_T), length, reason))
+        made: _Made = []
+        lines = []
+        for row, (checksum, reason, length) in enumerate(
+            zip(_checksums(clips_NT), reasons, seconds, strict=True), start
+        ):
+            why = "a line break in its name" if "\n" in self.source.files[row] else reason
+            made.append((why, length))
+            lines.append(_line(row, _row_key(self.source, row), checksum, length, why))
         with cache_errors(self.parent):
             _write_all(self.file, clips_NT.data.cast("B"), start * self.bytes)
             _write_all(self.journal, memoryview("".join(lines).encode()), None)
+        return made
 
-    def _note(self, row: int, reason: str | None, seconds: float | None) -> None:
-        self.rows.reasons[row] = reason
-        self.rows.seconds[row] = np.nan if seconds is None else seconds
+
+def _checksums(clips_NT: NDArray[np.int16]) -> list[int]:
+    """A number for each clip that tells it from bytes that never got to the disk: the sum of its words."""
+    words = np.uint64 if clips_NT.shape[1] % 4 == 0 else np.uint16
+    sums: list[int] = clips_NT.view(words).sum(1, dtype=np.uint64).tolist()
+    return sums
 
 
 def _row_key(source: Source, row: int) -> str:
@@ -209,7 +269,8 @@ def _row_key(source: Source, row: int) -> str:
 
 
 def _line(row: int, key: str, checksum: int, seconds: float | None, reason: str | None) -> str:
-    return json.dumps([row, key, checksum, seconds, reason]) + "\n"
+    shown = "null" if seconds is None else seconds
+    return f'[{row}, "{key}", {checksum}, {shown}, {"null" if reason is None else json.dumps(reason)}]\n'
 
 
 def _read_journal(path: Path, source: Source) -> dict[int, str]:

@@ -242,15 +242,16 @@ def fold_splits(folds_N: NDArray[np.uint8], fold: int) -> NDArray[np.uint8]:
     return splits_N
 
 
-def fit(clip_T: NDArray[Any], samples: int) -> NDArray[np.int16]:
+def fit(clip_T: NDArray[Any], samples: int, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
     """A clip as (samples,) int16: zero-padded or clipped on the right (the paper's rule).
 
     Args:
         clip_T: int16 as it is; or float, full scale 1, which is rounded to the nearest step and saturates.
         samples: length of the result.
+        out: where to put it; holds zeros.
     """
     clip_T = clip_T[:samples]
-    fitted = np.zeros(samples, np.int16)
+    fitted = np.zeros(samples, np.int16) if out is None else out
     if clip_T.dtype == np.int16:
         fitted[: len(clip_T)] = clip_T
     else:

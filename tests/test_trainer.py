@@ -411,7 +411,7 @@ def test_clips_are_those_that_are_asked_for_whatever_was_read_ahead(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("room", [0.0, 1e12])
 def test_on_a_gpu_the_store_moves_there_once_or_is_read_ahead(
     tone_store: ClipStore, monkeypatch: pytest.MonkeyPatch, room: float

@@ -58,9 +58,11 @@ def decode_files(root: Path, files: Sequence[str], sample_rate: int, samples: in
         seconds_N = np.full(stop - start, np.nan, np.float32)
         for row, file in enumerate(files[start:stop]):
             try:
-                clips_NT[row], seconds_N[row] = _decode(folder + os.fsencode(file), sample_rate, samples)
+                seconds_N[row] = _decode(folder + os.fsencode(file), sample_rate, clips_NT[row])
             except Unusable as reason:
                 reasons[row] = str(reason)
+        for row in np.flatnonzero(~clips_NT.any(1)).tolist():
+            reasons[row] = reasons[row] or _SILENT
         return Decoded(clips_NT, reasons, seconds_N)
 
     return decode_rows
@@ -75,11 +77,19 @@ def decode(path: Path, sample_rate: int, samples: int) -> NDArray[np.int16]:
         Unusable: no regular file, not audio, truncated, empty, silent, of a rate outside `LOWEST_RATE` to
             `HIGHEST_RATE`, or with samples that are not finite.
     """
-    return _decode(os.fsencode(path), sample_rate, samples)[0]
+    clip_T = np.zeros(samples, np.int16)
+    _decode(os.fsencode(path), sample_rate, clip_T)
+    if not clip_T.any():
+        raise Unusable(_SILENT)
+    return clip_T
 
 
-def _decode(path: bytes, sample_rate: int, samples: int) -> tuple[NDArray[np.int16], float]:
-    """The clip, and the length of the whole recording in seconds."""
+_SILENT = "silent"
+
+
+def _decode(path: bytes, sample_rate: int, clip_T: NDArray[np.int16]) -> float:
+    """Put the beginning of a file into `clip_T`, which holds zeros; the length of the whole recording in seconds."""
+    samples = len(clip_T)
     try:
         recording = _read_plain(path, sample_rate, samples) or _read(path, sample_rate, samples)
     except OSError as error:
@@ -89,10 +99,8 @@ def _decode(path: bytes, sample_rate: int, samples: int) -> tuple[NDArray[np.int
         sound = resample(sound, recording.sample_rate, sample_rate)
         if recording.sound.dtype == np.int16:
             sound *= np.float32(1 / 32768)
-    fitted = fit(sound, samples)
-    if not fitted.any():
-        raise Unusable("silent")
-    return fitted, recording.frames / recording.sample_rate
+    fit(sound, samples, clip_T)
+    return recording.frames / recording.sample_rate
 
 
 def _needed(rate: int, sample_rate: int, samples: int) -> int:
@@ -104,6 +112,9 @@ def _needed(rate: int, sample_rate: int, samples: int) -> int:
 
 
 # Plain WAV
+
+_local = threading.local()
+"""What a thread keeps from one file to the next."""
 
 _RIFF = struct.Struct("<4sI4s")
 _CHUNK = struct.Struct("<4sI")
@@ -125,12 +136,15 @@ def _read_plain(path: bytes, sample_rate: int, samples: int) -> Recording | None
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise Unusable(f"unreadable: {'a folder' if stat.S_ISDIR(status.st_mode) else 'no regular file'}")
-        head = os.read(file, 2 * samples + 128)
+        # As much as the last file took: those of a data set are alike, and one call is enough.
+        head = os.read(file, getattr(_local, "bytes", 2 * samples) + 128)
         found = _plain_header(head, status.st_size)
         if found is None:
             return None
         rate, offset, frames = found
-        end = offset + 2 * min(frames, _needed(rate, sample_rate, samples))
+        wanted = _needed(rate, sample_rate, samples)
+        _local.bytes = 2 * wanted
+        end = offset + 2 * min(frames, wanted)
         content = head if len(head) >= end else head + os.pread(file, end - len(head), len(head))
         if len(content) < end:  # shorter than it said a moment ago
             return None
@@ -254,44 +268,56 @@ def resample(sound: NDArray[Any], old: int, new: int) -> NDArray[np.float32]:
     step_in, step_out = plan.block_in - 2 * plan.overlap_in, plan.block_out - 2 * plan.overlap_out
     # Two blocks at a time, one in the real and one in the imaginary part: the filter is real, so they stay apart. Four
     # such pairs at a time, since SciPy's FFT computes four rows as fast as one.
-    packed, filtered = _workspace(plan)
-    parts = packed.view(np.float32).reshape(_PAIRS, plan.block_in, 2)
+    work = _workspace(plan, sound.dtype)
     half = len(plan.response) - 1
     for start in range(0, len(result), 2 * _PAIRS * step_out):
-        for block in range(2 * _PAIRS):
-            first = start // step_out * step_in + block * step_in - plan.overlap_in
-            part = sound[max(first, 0) : max(first + plan.block_in, 0)]
-            row = parts[block % _PAIRS, :, block // _PAIRS]
-            row[: max(-first, 0)] = 0
-            row[max(-first, 0) :][: len(part)] = part
-            row[max(-first, 0) + len(part) :] = 0
-        spectrum = fft(packed, overwrite_x=True)
-        np.multiply(spectrum[:, : half + 1], plan.response, filtered[:, : half + 1])
-        np.multiply(spectrum[:, -half:], plan.response[:0:-1], filtered[:, -half:])
-        filtered[:, half + 1 : -half] = 0
-        blocks = ifft(filtered, overwrite_x=True)[:, plan.overlap_out : plan.overlap_out + step_out]
+        first = start // step_out * step_in - plan.overlap_in
+        before = max(-first, 0)
+        part = sound[max(first, 0) : first + len(work.padded)]
+        work.padded[:before] = 0
+        work.padded[before : before + len(part)] = part
+        work.padded[before + len(part) :] = 0
+        work.pairs[..., 0], work.pairs[..., 1] = work.blocks[:_PAIRS], work.blocks[_PAIRS:]
+        spectrum = fft(work.packed, overwrite_x=True)
+        np.multiply(spectrum[:, : half + 1], plan.response, work.filtered[:, : half + 1])
+        np.multiply(spectrum[:, -half:], plan.response[:0:-1], work.filtered[:, -half:])
+        work.filtered[:, half + 1 : -half] = 0
+        kept = ifft(work.filtered, overwrite_x=True)[:, plan.overlap_out : plan.overlap_out + step_out]
         rest = result[start : start + 2 * _PAIRS * step_out]
         for block in range(-(-len(rest) // step_out)):
-            values = (blocks.imag if block // _PAIRS else blocks.real)[block % _PAIRS]
             piece = rest[block * step_out : (block + 1) * step_out]
-            piece[:] = values[: len(piece)]
+            piece[:] = (kept.imag if block // _PAIRS else kept.real)[block % _PAIRS, : len(piece)]
     return result
 
 
 _PAIRS = 4
-_local = threading.local()
 
 
-def _workspace(plan: _Plan) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
-    """This thread's arrays for the spectra of a plan: new ones for each call would cost a third of its time."""
-    if getattr(_local, "plan", None) is not plan:
-        _local.plan = plan
-        _local.arrays = (
-            np.empty((_PAIRS, plan.block_in), np.complex64),
-            np.empty((_PAIRS, plan.block_out), np.complex64),
-        )
-    arrays: tuple[NDArray[np.complex64], NDArray[np.complex64]] = _local.arrays
-    return arrays
+class _Workspace(NamedTuple):
+    """A thread's arrays for a plan. New ones for each call would cost a third of its time."""
+
+    plan: _Plan
+    padded: NDArray[Any]
+    """The sound, with what comes before and after it."""
+    blocks: NDArray[Any]
+    """Its overlapping blocks; a view."""
+    packed: NDArray[np.complex64]
+    pairs: NDArray[np.float32]
+    """Real and imaginary parts of the packed; a view."""
+    filtered: NDArray[np.complex64]
+
+
+def _workspace(plan: _Plan, dtype: np.dtype[Any]) -> _Workspace:
+    known: _Workspace | None = getattr(_local, "workspace", None)
+    if known is not None and known.plan is plan and known.padded.dtype == dtype:
+        return known
+    step = plan.block_in - 2 * plan.overlap_in
+    padded = np.empty(2 * _PAIRS * step + 2 * plan.overlap_in, dtype)
+    blocks = np.lib.stride_tricks.sliding_window_view(padded, plan.block_in)[::step]
+    packed = np.empty((_PAIRS, plan.block_in), np.complex64)
+    pairs = packed.view(np.float32).reshape(_PAIRS, plan.block_in, 2)
+    _local.workspace = _Workspace(plan, padded, blocks, packed, pairs, np.empty((_PAIRS, plan.block_out), np.complex64))
+    return _local.workspace
 
 
 @lru_cache(maxsize=16)
