@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,9 @@ def _workers(building: "_Building", shards: int, total: int) -> tuple[Executor, 
     return ProcessPoolExecutor(count, context, initializer=_begin_child, initargs=(building,)), _make_in_child
 
 
+_FLUSHED = 2**26
+"""Bytes after which the disk is told to write them."""
+
 _FORK_FROM = 1000
 """Clips from which on processes decode and not threads."""
 
@@ -194,10 +197,15 @@ class _Building:
         self.known = _read_journal(work / _JOURNAL, source)
         write_atomically(work / _JOURNAL, "".join(self.known.values()).encode())
         self.journal = os.open(work / _JOURNAL, os.O_WRONLY | os.O_APPEND)
+        self.flusher = ThreadPoolExecutor(1)
+        self.flushing: Future[None] = Future()
+        self.flushing.set_result(None)
+        self.unwritten = 0
         self.file = os.open(work / "decoded.int16", os.O_RDWR | os.O_CREAT, 0o666)
         os.truncate(self.file, total * self.bytes)
 
     def close(self) -> None:
+        self.flusher.shutdown()
         os.close(self.journal)
         os.close(self.file)
 
@@ -222,6 +230,11 @@ class _Building:
 
     def hash(self, start: int, stop: int) -> None:
         """Add the rows start to stop, which are in the file, to the hash of the content."""
+        self.unwritten += (stop - start) * self.bytes
+        if self.unwritten > _FLUSHED and self.flushing.done():
+            # The disk gets on with it meanwhile: all at the end would be a wait for it alone.
+            self.flushing.result()
+            self.flushing, self.unwritten = self.flusher.submit(os.fdatasync, self.file), 0
         chunk = memoryview(os.pread(self.file, (stop - start) * self.bytes, start * self.bytes))
         bad = [row - start for row in range(start, stop) if self.rows.reasons[row]]
         for first, last in itertools.pairwise([-1, *bad, stop - start]):

@@ -61,8 +61,10 @@ def decode_files(root: Path, files: Sequence[str], sample_rate: int, samples: in
                 seconds_N[row] = _decode(folder + os.fsencode(file), sample_rate, clips_NT[row])
             except Unusable as reason:
                 reasons[row] = str(reason)
-        for row in np.flatnonzero(~clips_NT.any(1)).tolist():
-            reasons[row] = reasons[row] or _SILENT
+        # The largest sample is found five times faster than any sample that is not zero.
+        for row in np.flatnonzero(clips_NT.max(1) == 0).tolist():
+            if not clips_NT[row].any():
+                reasons[row] = reasons[row] or _SILENT
         return Decoded(clips_NT, reasons, seconds_N)
 
     return decode_rows
@@ -119,6 +121,10 @@ _local = threading.local()
 _RIFF = struct.Struct("<4sI4s")
 _CHUNK = struct.Struct("<4sI")
 _FORMAT = struct.Struct("<HHIIHH")
+_USUAL = struct.Struct("<4sI16sI12xI")
+_USUAL_START = b"WAVEfmt " + struct.pack("<IHH", 16, 1, 1)
+_USUAL_END = struct.pack("<HH4s", 2, 16, b"data")
+"""Of nearly all files: 16-bit mono, and nothing but format and sound. Their header is taken apart in one go."""
 _SKIPPED = (b"LIST", b"JUNK", b"junk", b"bext")
 """Chunks that say nothing about the sound. What libsndfile makes of any other is libsndfile's to say."""
 
@@ -156,6 +162,11 @@ def _read_plain(path: bytes, sample_rate: int, samples: int) -> Recording | None
 def _plain_header(head: bytes, size: int) -> tuple[int, int, int] | None:
     """Rate, offset of the sound and frames of a whole 16-bit mono WAV file of `size` bytes; None for any other."""
     if len(head) < 44 or head[:4] != b"RIFF":
+        return None
+    _, riff, wave, rate, length = _USUAL.unpack_from(head)
+    if wave == _USUAL_START and head[32:40] == _USUAL_END and LOWEST_RATE <= rate <= HIGHEST_RATE:
+        if length and length % 2 == 0 and 44 + length <= size and riff + 8 <= size:
+            return rate, 44, length // 2
         return None
     _, riff, wave = _RIFF.unpack_from(head)
     if wave != b"WAVE" or riff + 8 > size:
