@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clar import clips
+from clar import building, clips
 from clar.building import build
 from clar.clips import ClipStore, DamagedStore, Source, fit
 from clar.errors import UserError
@@ -398,6 +399,103 @@ print(most() - before)
 """
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "big"], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100 * 1024
+
+
+def many(decode=None, count=1200) -> Source:
+    """So many clips that processes decode them."""
+    data = np.random.default_rng(3).integers(-3000, 3000, (count, SAMPLES)).astype(np.int16)
+    return replace(
+        make_source(lambda start, stop: (data[start:stop], [None] * (stop - start)), n=count),
+        shard=0, **({"decode": decode} if decode else {}),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """This process as the command's would be: without other threads, of which earlier tests may have left some."""
+    monkeypatch.setattr(building.threading, "active_count", lambda: 1)
+    monkeypatch.setattr(building, "cores", lambda: 2)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_processes_and_threads_build_the_same(tmp_path, monkeypatch, alone):
+    who = tmp_path / "who"
+    who.mkdir()
+    source = many()
+
+    def noted(start, stop):
+        (who / str(os.getpid())).touch()
+        return source.decode(start, stop)
+
+    forked = build(tmp_path / "forked", replace(source, decode=noted))
+    assert str(os.getpid()) not in names(who)
+    assert len(names(who)) >= 1
+    monkeypatch.setattr(building, "_FORK_FROM", 10**9)
+    threaded = build(tmp_path / "threaded", source)
+    assert forked.fingerprint == threaded.fingerprint
+    assert np.array_equal(forked.clips, source.decode(0, 1200)[0])
+
+
+def test_a_process_with_threads_does_not_fork(tmp_path, monkeypatch):
+    monkeypatch.setattr(building.threading, "active_count", lambda: 2)
+    monkeypatch.setattr(building, "ProcessPoolExecutor", lambda *arguments, **named: pytest.fail("forked"))
+    build(tmp_path / "toy", many())
+
+
+def test_a_decoder_that_is_killed_says_so_and_the_build_goes_on(tmp_path, alone):
+    source = many()
+
+    def deadly(start, stop):
+        if start == 640:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return source.decode(start, stop)
+
+    with pytest.raises(UserError, match=r"toy: a process that decodes was killed, by a file from clip\d+\.wav on"):
+        build(tmp_path / "toy", replace(source, decode=deadly))
+    assert np.array_equal(build(tmp_path / "toy", source).clips, source.decode(0, 1200)[0])
+
+
+def test_what_a_process_raises_is_raised_here(tmp_path, alone):
+    def failing(start, stop):
+        raise UserError("this cannot be read; do that")
+
+    with pytest.raises(UserError, match="this cannot be read; do that"):
+        build(tmp_path / "toy", many(failing))
+
+
+ORPHANS = """
+import os, sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_clips import many
+from clar import building
+building.cores = lambda: 2
+def slow(start, stop):
+    (Path({who!r}) / str(os.getpid())).touch()
+    time.sleep(60)
+building.build(Path({path!r}), many(slow))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_no_process_outlives_a_build_that_is_killed(tmp_path):
+    who = tmp_path / "who"
+    who.mkdir()
+    script = ORPHANS.format(tests=str(Path(__file__).parent), who=str(who), path=str(tmp_path / "toy"))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 30
+    while len(names(who)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = [int(name) for name in names(who)]
+    assert len(children) == 2
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
 def test_will_need_asks_for_the_clips_alone(tmp_path, monkeypatch):
