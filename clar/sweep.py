@@ -6,6 +6,7 @@ The driver knows no tensor: workers train, the storage holds what they found, an
 import importlib
 import json
 import math
+import re
 import sys
 import threading
 import time
@@ -210,7 +211,11 @@ def main(
 
 
 def _names(dataset: list[str] | None) -> list[str]:
-    return [part.strip() for text in dataset or ["digits"] for part in text.split(",") if part.strip()] or ["digits"]
+    """The data sets asked for, several with commas; in a text with a path, only commas before a name are such."""
+    known = "|".join(datasets.names())
+    commas = {text: rf",(?=\s*(?:{known})\b)" if "/" in text else "," for text in dataset or []}
+    names = [part.strip() for text, comma in commas.items() for part in re.split(comma, text)]
+    return [name for name in names if name] or ["digits"]
 
 
 def _any_fold(base: TrialConfig, chosen: Iterable[str]) -> TrialConfig:

@@ -9,12 +9,26 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from clar import space
+from clar import space, sweep
 from clar.config import AUGMENTATIONS, RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
 from clar.result import TrialFolder
 from clar.sweep import Slots
 from tests.running import STUDY, TINY, Command, runs
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, ["digits"]),
+        (["digits,"], ["digits"]),
+        (["digits, scenes:100", "notes"], ["digits", "scenes:100", "notes"]),
+        (["digits,note"], ["digits", "note"]),  # which is then refused by its name
+        (["folder:/a,b/c#seed=1,digits,hear:/d"], ["folder:/a,b/c#seed=1", "digits", "hear:/d"]),
+    ],
+)
+def test_names_of_data_sets(given: list[str] | None, names: list[str]) -> None:
+    assert sweep._names(given) == names
 
 
 @pytest.mark.slow
