@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clar import progress
-from clar.clips import FORMAT, SPLITS, ClipStore, Decoded, Source, cache_errors, cores, fingerprint
+from clar.clips import FORMAT, SPLITS, ClipStore, Decoded, Source, cache_errors, cores, fingerprint, fold_splits
 from clar.errors import UserError
 from clar.files import held, write_atomically, write_json
 
@@ -55,18 +55,15 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
         UserError: too many files are bad, a class has no training clip, a split is empty, or the folder of `path`
             cannot be written. All bad files are then listed in `<path>-bad-files.txt`.
     """
+    if (store := _current(path, source, allow_bad)) is not None:  # before the lock: the cache may be for reading only
+        return store
     with ExitStack() as stack:
         with cache_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = path.with_name(f".{path.name}.lock")
             stack.enter_context(held(lock, f"another process is building {path.name}"))
-        try:
-            store = ClipStore.open(path)
-        except (UserError, OSError):
-            pass
-        else:
-            if store.manifest == source.manifest and (allow_bad is None or len(store.left_out) <= allow_bad):
-                return store
+        if (store := _current(path, source, allow_bad)) is not None:
+            return store
         _check_complete(source, np.ones(len(source.files), np.bool_))
         with cache_errors(path.parent):
             adopted = _adopt(path, source)
@@ -85,11 +82,32 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
                 # Moved and not linked: a later build writes into the working file, and must never write into a store.
                 (work / "decoded.int16").rename(new / "clips.int16")
             else:
+                _check_room(new, 2 * int(keep.sum()) * source.samples)
                 _copy_rows(work / "decoded.int16", new / "clips.int16", keep, 2 * source.samples)
             _index(new, source, keep, rows, left_out)
             _put_in_place(new, path)
             shutil.rmtree(work, ignore_errors=True)
             return ClipStore.open(path)
+
+
+def _current(path: Path, source: Source, allow_bad: int | None) -> ClipStore | None:
+    """The store at `path`, where it is of this source as it is today."""
+    try:
+        store = ClipStore.open(path)
+    except (UserError, OSError):
+        return None
+    enough = allow_bad is None or len(store.left_out) <= allow_bad
+    return store if enough and store.manifest == source.manifest and not _repaired(source, store.left_out) else None
+
+
+def _repaired(source: Source, left_out: Sequence[tuple[str, str]]) -> bool:
+    """Whether a file that was left out can be used now.
+
+    Nothing that is known of a file need have changed with it: a disk that answers again, a permission given.
+    """
+    bad = {file for file, _ in left_out}
+    rows = [row for row, file in enumerate(source.files) if file in bad] if bad else []
+    return any(Decoded(*source.decode(row, row + 1)).reasons[0] is None for row in rows)
 
 
 # Building
@@ -112,6 +130,7 @@ def _decode_all(work: Path, source: Source) -> "_Rows":
     step = source.shard or max(1, min(_SHARD_FILES, _SHARD_BYTES // (2 * source.samples)))
     shards = [(start, min(start + step, total)) for start in range(0, total, step)]
     executor, make = _workers(building, len(shards), total)
+    start = 0
     try:
         futures = [executor.submit(make, *shard) for shard in shards]
         with progress.bar(f"{source.name}: decoding", total) as bar:
@@ -121,10 +140,9 @@ def _decode_all(work: Path, source: Source) -> "_Rows":
                 building.hash(start, stop)
                 bar.advance(stop - start)
     except BrokenExecutor as error:
-        near = source.files[start]
         raise UserError(
-            f"{source.name}: a process that decodes was killed, by a file from {near} on or by the system for want of "
-            "memory; the same command goes on there"
+            f"{source.name}: a process that decodes was killed, by a file from {source.files[start]} on or by the "
+            "system for want of memory; the same command goes on there"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
@@ -162,6 +180,8 @@ def _begin_child(building: "_Building") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != building.process:  # it was killed before that call
+            os._exit(1)
 
 
 _PR_SET_PDEATHSIG = 1
@@ -191,6 +211,7 @@ class _Building:
     def __init__(self, work: Path, source: Source) -> None:
         total = len(source.files)
         self.source = source
+        self.process = os.getpid()
         self.bytes = 2 * source.samples
         self.rows = _Rows([None] * total, np.full(total, np.nan, np.float32), hashlib.sha256())
         self.parent = work.parent
@@ -245,9 +266,9 @@ class _Building:
         line = self.known.get(row)
         if line is None:
             return None
-        _, _, checksum, seconds, reason = json.loads(line)
+        _, _, checksum, seconds, _ = json.loads(line)
         clip_T = np.frombuffer(os.pread(self.file, self.bytes, row * self.bytes), "<i2")
-        return (reason, seconds) if _checksums(clip_T[None]) == [checksum] else None
+        return (None, seconds) if _checksums(clip_T[None]) == [checksum] else None
 
     def _decode(self, start: int, stop: int) -> _Made:
         clips_NT, reasons, seconds_N = Decoded(*self.source.decode(start, stop))
@@ -277,7 +298,8 @@ def _checksums(clips_NT: NDArray[np.int16]) -> list[int]:
 
 def _row_key(source: Source, row: int) -> str:
     """Hex digits that change with anything that this row depends on."""
-    about = f"{source.name}\0{source.sample_rate}\0{source.samples}\0{source.files[row]}\0{source.stamps[row]}"
+    parts = (source.name, source.decoder, source.sample_rate, source.samples, source.files[row], source.stamps[row])
+    about = "\0".join(map(str, parts))
     return hashlib.blake2b(about.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
@@ -295,10 +317,11 @@ def _read_journal(path: Path, source: Source) -> dict[int, str]:
         return known
     for line in content.splitlines(keepends=True):
         try:
-            row, key, *_ = json.loads(line)
-        except ValueError:  # cut off by a power cut
+            row, key, _, _, reason = json.loads(line)
+        except (ValueError, TypeError):  # cut off by a power cut
             continue
-        if 0 <= row < len(source.files) and key == _row_key(source, row):
+        # What was wrong with a file may have passed: it is tried again.
+        if reason is None and 0 <= row < len(source.files) and key == _row_key(source, row):
             known[row] = line if line.endswith("\n") else f"{line}\n"
     return known
 
@@ -399,11 +422,13 @@ def _adopt(path: Path, source: Source) -> tuple[_Rows, Path] | None:
     if not source.recordings:
         return None
     for meta_file in sorted(path.parent.glob("*/meta.json")):
+        if meta_file.parent == path:
+            continue
         try:
             other = ClipStore.open(meta_file.parent)
         except (UserError, OSError):
             continue
-        if other.recordings == source.recordings_key:
+        if other.recordings == source.recordings_key and not _repaired(source, other.left_out):
             gone = dict(other.left_out)
             reasons = [gone.get(file) for file in source.files]
             seconds = np.full(len(reasons), np.nan, np.float32)
@@ -448,9 +473,19 @@ def _check_complete(source: Source, keep: NDArray[np.bool_], usable: str = "") -
     for position, split in enumerate(SPLITS):
         if not (splits == position).any():
             raise UserError(f"{source.name}: the {split} split has no file{usable}")
-    counts = np.bincount(labels[splits == 0], minlength=len(source.classes))
-    empty = [label for label in range(len(source.classes)) if counts[label] == 0]
-    if source.vocabulary or not empty:
+    if source.vocabulary:
         return
-    names = ", ".join(str(source.classes[label]) for label in empty[:20]) + (" ..." if len(empty) > 20 else "")
-    raise UserError(f"{source.name}: no training file{usable} for the class{'es' * (len(empty) > 1)} {names}")
+    training = {"": splits == SPLITS.index("train")}
+    if source.folds is not None:
+        folds = source.folds[keep]
+        training = {
+            f", tested on fold {fold}": fold_splits(folds, fold) == SPLITS.index("train")
+            for fold in range(1, int(folds.max()) + 1)
+        }
+    for where, trained in training.items():
+        counts = np.bincount(labels[trained], minlength=len(source.classes))
+        empty = np.flatnonzero(counts == 0).tolist()
+        if empty:
+            names = ", ".join(str(source.classes[label]) for label in empty[:20]) + " ..." * (len(empty) > 20)
+            many = "es" * (len(empty) > 1)
+            raise UserError(f"{source.name}{where}: no training file{usable} for the class{many} {names}")

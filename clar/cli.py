@@ -43,6 +43,9 @@ TrackingURI = Annotated[
 
 _INTERRUPTED = 130
 
+_UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
+"""What is wrong with a path that the user named, or with the rights to it."""
+
 
 def command(app: typer.Typer) -> int:
     """Run a command line; its exit code: 0 done, 1 trials failed, 2 the command was wrong, 130 interrupted."""
@@ -63,6 +66,9 @@ def command(app: typer.Typer) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno in _UNREACHABLE and error.filename:
+            print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "a disk"

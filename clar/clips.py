@@ -55,6 +55,14 @@ class ClipStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
         meta = _read_meta(self.path)
+        try:
+            self._map(meta)
+        except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
+            raise DamagedStore(f"the clip store {self.path} is damaged ({type(error).__name__}: {error})") from None
+        if _read_meta(self.path) != meta:  # put in place anew while it was opened: all must be of one of them
+            self.__init__(path)  # type: ignore[misc]
+
+    def _map(self, meta: dict[str, Any]) -> None:
         self.name: str = meta["name"]
         self.classes: list[str] = meta["classes"]
         self.sample_rate: int = meta["sample_rate"]
@@ -73,6 +81,8 @@ class ClipStore:
         self.folds: NDArray[np.uint8] | None = None
         if "folds.npy" in meta["bytes"]:
             self.folds = _mapped(self.path / "folds.npy")
+        if not len(self.labels) == len(self._splits) == len(self.clips):
+            raise ValueError(f"{len(self.clips):,} clips, {len(self.labels):,} labels, {len(self._splits):,} splits")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "ClipStore":
@@ -185,6 +195,7 @@ class Source:
         vocabulary: the classes are a fixed list of which some may have no clip, such as 128 pitches.
         recordings: sources of this one name whose files and stamps agree decode to the same clips, whatever the labels:
             their stores share them. Empty: nobody does.
+        decoder: changes with the code that makes clips of files: an older store is then built again.
     """
 
     name: str
@@ -202,14 +213,17 @@ class Source:
     vocabulary: bool = False
 
     recordings: str = ""
+    decoder: str = ""
 
     @cached_property
     def manifest(self) -> str:
-        """64 hex digits that change with the list of clips, their labels and splits, and the stamps of their files."""
+        """64 hex digits that change with the list of clips, their labels and splits, the stamps of their files, and
+        the decoder."""
         columns = [self.files, self.stamps, self.labels.tolist(), self.splits.tolist()]
         if self.folds is not None:
             columns.append(self.folds.tolist())
-        head = json.dumps([self.name, self.sample_rate, self.samples, list(self.classes)])
+        decoder = [self.decoder] * bool(self.decoder)
+        head = json.dumps([self.name, self.sample_rate, self.samples, list(self.classes), *decoder])
         return _digest_lines(head, zip(*columns, strict=True))
 
     @cached_property
@@ -217,7 +231,7 @@ class Source:
         """64 hex digits that change with what the clips are decoded from; empty where no other source shares them."""
         if not self.recordings:
             return ""
-        head = json.dumps([self.recordings, self.sample_rate, self.samples])
+        head = json.dumps([self.recordings, self.sample_rate, self.samples, self.decoder])
         return _digest_lines(head, zip(self.files, self.stamps, strict=True))
 
 
@@ -296,9 +310,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
         meta: dict[str, Any] = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedStore(f"the clip store {path} has no readable meta.json ({type(error).__name__})") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("bytes", {}), dict):
+        raise DamagedStore(f"the clip store {path} has no readable meta.json")
     if meta.get("format") != FORMAT:
         raise DamagedStore(f"the clip store {path} has format {meta.get('format')}, this version reads {FORMAT}")
-    for name, size in meta["bytes"].items():
+    for name, size in meta.get("bytes", {}).items():
         found = (path / name).stat().st_size if (path / name).exists() else 0
         if found != size:
             raise DamagedStore(f"the clip store {path} is damaged: {name} has {found:,} of {size:,} bytes")

@@ -4,6 +4,7 @@ A cluster's nodes see one store through the network. Each copies it once to its 
 maps that one file.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -76,6 +77,19 @@ def _copy(store: ClipStore, target: Path) -> ClipStore:
         )
         return store
     partial = target.with_name(f".{target.name}.partial")
+    try:
+        return _copy_twice(store, target, partial, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{target.parent} is full: {store.name} is read from {store.path}", file=sys.stderr)
+        return store
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_twice(store: ClipStore, target: Path, partial: Path, size: int) -> ClipStore:
+    """Copy, and once more if the first copy is not what the store is."""
     found = ""
     for _ in range(2):
         shutil.rmtree(partial, ignore_errors=True)
@@ -89,7 +103,6 @@ def _copy(store: ClipStore, target: Path) -> ClipStore:
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
             return ClipStore.open(target)
-    shutil.rmtree(partial, ignore_errors=True)
     raise UserError(
         f"{store.path}: its copy in {target.parent} has the fingerprint {found[:12]} and not {store.fingerprint[:12]}, "
         f"twice: the store is damaged, or one of the disks; build it again with `python -m clar.datasets prepare`"
@@ -114,8 +127,8 @@ def _fingerprint(path: Path) -> str:
     return fingerprint_of(ClipStore.open(path), content.hexdigest())
 
 
-def free_memory() -> int:
-    """Bytes of memory that this process may still fill, page cache included; 0: not known."""
+def free_memory() -> int | None:
+    """Bytes of memory that may still be filled, by the system's and the control group's account; None: not known."""
     limits = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -126,4 +139,4 @@ def free_memory() -> int:
             limits.append(int(most) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):
         pass
-    return max(0, min(limits, default=0))
+    return max(0, min(limits)) if limits else None

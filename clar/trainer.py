@@ -433,8 +433,9 @@ class Clips:
         size = store.clips.nbytes
         if device.type == "cpu":
             memory = local.free_memory()
-            self.ahead = size > memory > 0
-            where = f"read ahead from the disk ({_gigabytes(memory)} of memory free)" if self.ahead else "memory-mapped"
+            self.ahead = memory is not None and size > memory
+            where = "read ahead from the disk" if self.ahead else "memory-mapped"
+            where += "" if memory is None else f" ({_gigabytes(memory)} of memory free)"
         else:
             room = gpu_room(device, gpu_share)
             self.ahead = size > room and not _is_resident(store, device)
@@ -481,8 +482,12 @@ _on_gpu: dict[tuple[str, str], Tensor] = {}
 
 
 def gpu_room(device: torch.device, gpu_share: float) -> float:
-    """Bytes of a GPU that a trial's data may take: half of what is free of its share; it trains in the other half."""
+    """Bytes of a GPU that a trial's data may take: half of what is free of its share; it trains in the other half.
+
+    What another data set takes there counts as free: it makes room.
+    """
     free, total = torch.cuda.mem_get_info(device)
+    free += sum(clips.nbytes for (where, _), clips in _on_gpu.items() if where == str(device))
     return min(free, total * gpu_share) / 2
 
 

@@ -115,7 +115,7 @@ def test_bad_rows_are_left_out_and_named(tmp_path, capsys):
     assert "clip20.wav: empty" in said
 
 
-def test_too_many_bad_rows_stop_and_decode_no_second_time(tmp_path):
+def test_too_many_bad_rows_stop_and_good_ones_are_decoded_no_second_time(tmp_path):
     calls = []
     source = make_source(n=80)
     inner = bad_rows(source, dict.fromkeys(range(30), "silent")).decode
@@ -124,11 +124,89 @@ def test_too_many_bad_rows_stop_and_decode_no_second_time(tmp_path):
         build(tmp_path / "toy", counted)
     assert str(error.value).count("clip") == 20
     assert "… and 10 more" in str(error.value)
-    before = len(calls)
+    calls.clear()
     assert len(build(tmp_path / "toy", counted, allow_bad=30)) == 50
-    assert len(calls) == before
+    assert sorted(calls) == [0, 8, 16, 24]  # the shards with the bad ones, which may have been repaired
     with pytest.raises(UserError, match="above the limit of 5"):
         build(tmp_path / "toy", counted, allow_bad=5)
+
+
+def test_a_file_that_is_repaired_is_used(tmp_path):
+    """Its stamp is the same: a permission was given, a disk answers again. In a build under way, and in a store."""
+    source, passing = make_source(n=200), {7: "unreadable: Permission denied"}
+    flaky = replace(
+        source,
+        decode=lambda start, stop: (source.decode(start, stop)[0], [passing.get(row) for row in range(start, stop)]),
+    )
+    with pytest.raises(UserError, match="above the limit of 0"):
+        build(tmp_path / "toy", flaky, allow_bad=0)
+    assert len(build(tmp_path / "toy", flaky)) == 199
+    never, seen = counting(flaky)
+    assert len(build(tmp_path / "toy", never)) == 199
+    assert seen == [7]  # looked at, and nothing else
+    passing.clear()
+    assert len(build(tmp_path / "toy", flaky)) == 200
+
+
+def test_recordings_that_were_repaired_are_not_taken_from_another_store(tmp_path):
+    source, passing = replace(make_source(n=200), recordings="toy"), {7: "unreadable: Permission denied"}
+    flaky = replace(
+        source,
+        decode=lambda start, stop: (source.decode(start, stop)[0], [passing.get(row) for row in range(start, stop)]),
+    )
+    build(tmp_path / "one", flaky)
+    assert len(build(tmp_path / "two", replace(flaky, name="two"))) == 199
+    passing.clear()
+    assert len(build(tmp_path / "three", replace(flaky, name="three"))) == 200
+
+
+def test_a_changed_decoder_builds_again(tmp_path):
+    first, seen = counting(replace(make_source(), decoder="1"))
+    build(tmp_path / "toy", first)
+    seen.clear()
+    build(tmp_path / "toy", first)
+    assert seen == []
+    build(tmp_path / "toy", replace(first, decoder="2"))
+    assert len(seen) == 5
+
+
+def test_a_store_in_a_folder_for_reading_is_just_opened(tmp_path, monkeypatch):
+    store = build(tmp_path / "toy", make_source())
+    monkeypatch.setattr(building, "held", lambda path, busy: pytest.fail("locked"))
+    assert build(tmp_path / "toy", make_source()).fingerprint == store.fingerprint
+
+
+def test_every_fold_must_have_all_classes_to_train_on(tmp_path):
+    folds = (np.arange(40) % 5 + 1).astype(np.uint8)
+    labels = np.where(folds == 4, 1, 0)
+    labels[folds == 5] = np.arange(8) % 2
+    labels[folds == 4] = 1
+    source = replace(make_source(), folds=folds, splits=building.fold_splits(folds, 1), labels=labels)
+    with pytest.raises(UserError, match="toy, tested on fold 4: no training file for the class b"):
+        build(tmp_path / "toy", source)
+
+
+def test_a_store_that_is_replaced_while_it_is_opened_is_one_or_the_other(tmp_path, monkeypatch):
+    path, real, swapped = tmp_path / "toy", ClipStore._map, []
+    build(path, make_source())
+
+    def swap(store, meta):
+        real(store, meta)
+        if not swapped:
+            swapped.append(True)
+            build(path, make_source(n=80, seed=5))
+
+    monkeypatch.setattr(ClipStore, "_map", swap)
+    store = ClipStore(path)
+    assert len(store.labels) == len(store.clips) == 80
+    assert np.array_equal(store.clips, make_source(n=80, seed=5).decode(0, 80)[0])
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '{"format": 1}', '{"format": 1, "bytes": []}', "{"])
+def test_a_meta_of_another_shape_is_damaged(tmp_path, content):
+    (build(tmp_path / "toy", make_source()).path / "meta.json").write_text(content)
+    with pytest.raises(DamagedStore):
+        ClipStore.open(tmp_path / "toy")
 
 
 def test_one_percent_may_be_bad(tmp_path):
@@ -265,7 +343,7 @@ def test_a_build_goes_on_at_the_file(tmp_path):
     ranges = []
     counted = replace(source, decode=lambda *rows: (ranges.append(rows), source.decode(*rows))[1])
     store = build(tmp_path / "toy", counted, allow_bad=1)
-    assert sorted(ranges) == [(3, 6), (17, 18), (39, 40)]
+    assert sorted(ranges) == [(3, 6), (17, 18), (30, 31), (39, 40)]  # 30 is bad, and may have been repaired
     assert np.array_equal(store.clips, np.delete(make_source().decode(0, 40)[0], 30, 0))
     assert store.fingerprint == build(tmp_path / "undisturbed", source, allow_bad=1).fingerprint
 
@@ -283,7 +361,7 @@ def test_stores_of_the_same_recordings_share_their_clips(tmp_path):
     first = build(tmp_path / "toy", source, allow_bad=1)
     other = replace(
         source, name="other", classes=["x", "y", "z"], labels=np.arange(40) % 3,
-        decode=lambda start, stop: pytest.fail("decoded again"),
+        decode=lambda *rows: source.decode(*rows) if rows == (30, 31) else pytest.fail("decoded again"),
     )  # fmt: skip
     second = build(tmp_path / "other", other, allow_bad=1)
     assert (first.path / "clips.int16").samefile(second.path / "clips.int16")

@@ -1,5 +1,6 @@
 """A node's own copy of a store: made once, whole or not at all, and where it cannot be, the store itself is read."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -69,6 +70,17 @@ def test_what_arrives_wrong_is_not_believed(store, tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "always").iterdir() if path.is_dir()]
 
 
+def test_a_disk_that_fills_up_meanwhile_leaves_the_store_where_it_is(store, tmp_path, monkeypatch, capsys):
+    def full(old, new, bar):
+        new.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(local, "_copy_file", full)
+    assert local.copy(store.path, tmp_path / "node").path == store.path
+    assert "is full: tones is read from" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "node").iterdir() if path.is_dir()]
+
+
 def test_a_small_disk_leaves_the_store_where_it_is(store, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
     assert local.copy(store.path, tmp_path / "node").path == store.path
@@ -129,4 +141,6 @@ def test_a_copy_that_was_killed_is_none(store, tmp_path):
 def test_free_memory_is_what_the_system_says():
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    assert 0 < local.free_memory() <= 1.2 * available
+    free = local.free_memory()
+    assert free is not None
+    assert 0 <= free <= 1.2 * available

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -243,3 +244,94 @@ def test_killed_at_any_moment_the_command_goes_on(server, packed, tmp_path):
     assert done.returncode == 0, done.stderr
     place = originals.write_speech_commands(tmp_path / "whole")
     assert datasets.load("speech_commands_35").fingerprint == datasets.load("speech_commands_35", place).fingerprint
+
+
+def test_an_archive_of_the_users_in_the_folder_stays(run_datasets, server, packed, tmp_path):
+    file = tmp_path / "root" / "ESC-50-master.zip"
+    file.parent.mkdir()
+    file.write_bytes(packed["esc50"]["ESC-50-master.zip"])
+    done = run_datasets("prepare", "esc_50", "--root", tmp_path / "root")
+    assert done.returncode == 0, done.stderr
+    assert "fetching" not in done.stderr
+    assert server.asked == []
+    assert file.exists()
+
+
+def test_what_was_removed_is_unpacked_and_fetched_again(run_datasets, server, packed, tmp_path):
+    """The unpacking is remembered in the folder; its files are what counts."""
+    file = tmp_path / "esc.zip"
+    file.write_bytes(packed["esc50"]["ESC-50-master.zip"])
+    arguments = ["prepare", "esc_50", "--root", tmp_path / "root"]
+    assert run_datasets(*arguments, "--archive", file).returncode == 0
+    shutil.rmtree(tmp_path / "root" / "ESC-50-master")
+    assert run_datasets(*arguments, "--archive", file).returncode == 0
+    shutil.rmtree(tmp_path / "root" / "ESC-50-master")
+    assert run_datasets(*arguments).returncode == 0
+    assert fetched(server) == ["ESC-50-master.zip"]
+
+
+@pytest.mark.parametrize("name", ["speech_commands_10", "speech_commands_35"])
+@pytest.mark.parametrize("version", ["v0.01", "v0.02"])
+def test_one_version_of_speech_commands_is_not_taken_for_the_other(run_datasets, server, tmp_path, name, version):
+    originals.write_speech_commands(tmp_path / "root", version)
+    wrong = {"v0.01": "", "v0.02": ":v0.01"}[version]
+    done = run_datasets("prepare", f"{name}{wrong}", "--root", tmp_path / "root")
+    assert one_line(done), done.stderr
+    assert "say" in done.stderr or "leave out :v0.01" in done.stderr
+
+
+def test_a_list_whose_lines_mean_nothing_is_refused(run_datasets, server, tmp_path):
+    root = originals.write_speech_commands(tmp_path / "root")
+    path = root / "testing_list.txt"
+    text = path.read_text()
+    for spoilt in (text.replace("eight/", "Eight/"), text.replace("/", "\\")):
+        path.write_text(spoilt)
+        done = run_datasets("prepare", "speech_commands_10", "--root", root)
+        assert one_line(done), done.stderr
+        assert "testing_list.txt, line " in done.stderr
+
+
+def test_folds_of_a_task_that_is_elsewhere_now(run_datasets, server, tmp_path):
+    name = f"hear:{originals.write_hear(tmp_path / 'task', 'new_split_kfold')}"
+    assert run_datasets("prepare", name).returncode == 0
+    shutil.rmtree(tmp_path / "task")
+    assert datasets.folds(name) == 5
+    assert datasets.load(name).fold_count == 5
+
+
+NOBODY = """
+import os, sys
+os.setgroups([]); os.setuid(65534)
+from clar.cli import command
+from clar.datasets.__main__ import app
+sys.exit(command(app))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "folder:{place}/x"],
+        ["prepare", "hear:{place}/x"],
+        ["prepare", "esc_50", "--root", "{place}/x"],
+        ["prepare", "esc_50", "--root", "{open}", "--archive", "{place}/x.tar"],
+        ["prepare", "folder:/" + 300 * "x"],
+        ["prepare", "folder:~nobody-of-this-name/x"],
+        ["prepare", "digits:" + 5000 * "9"],
+        ["prepare", "folder:y", "--archive", "x.tar", "--root", "z"],
+    ],
+)
+def test_places_that_cannot_be_reached_are_said_in_one_line(server, tmp_path, arguments):
+    (tmp_path / "private").mkdir(mode=0o700)
+    (tmp_path / "open").mkdir(mode=0o777)
+    tmp_path.chmod(0o755)
+    places = {"place": tmp_path / "private", "open": tmp_path / "open"}
+    script = NOBODY if os.getuid() == 0 else NOBODY.replace("os.setgroups([]); os.setuid(65534)", "")
+    if os.getuid() != 0:
+        (tmp_path / "private").chmod(0)
+    environment = os.environ | {"CLAR_CACHE": str(tmp_path / "open" / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", script, *(argument.format(**places) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if "Traceback" in done.stderr and "site-packages" not in done.stderr and "import" in done.stderr:
+        pytest.skip("nobody may not read this interpreter")
+    assert one_line(done), done.stderr

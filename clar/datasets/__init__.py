@@ -16,9 +16,9 @@ from typing import Any
 
 from clar.building import build
 from clar.clips import ClipStore, DamagedStore, Source, cache_errors
-from clar.datasets import digits, esc, folder, hear, notes, nsynth, scenes, speech_commands
+from clar.datasets import digits, esc, folder, hear, listing, notes, nsynth, scenes, speech_commands
 from clar.errors import UserError, near
-from clar.files import cache_dir, write_json
+from clar.files import cache_dir, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,14 @@ def load(name: str, root: str | os.PathLike[str] | None = None, allow_bad: int |
     """
     base, option = _parse(name)
     if base in FOLDERS:
-        return _load_folder(name, base, option, root, allow_bad)
+        with listing.reading(name, Path(root or ".")):
+            return _load_folder(name, base, option, root, allow_bad)
     if root is not None:
         why = "lies where its name says" if base in PATHS else "is synthesised"
         raise UserError(f"{name} {why} and takes no root; leave out {os.fspath(root)}")
     if base in PATHS:
-        return _load_path(name, base, option, allow_bad)
+        with listing.reading(name, _place(base, option).path):
+            return _load_path(name, base, option, allow_bad)
     path = _embedded_path(base, option)
     return _open_whole(path) or build(path, EMBEDDED[base].source(_clips(base, option)), allow_bad)
 
@@ -191,7 +193,13 @@ def folds(name: str) -> int:
     """
     base, option = _parse(name)
     if base == "hear":
-        return hear.folds(_place(base, option).path)
+        place = _place(base, option)
+        with listing.reading(name, place.path):
+            if place.path.exists():
+                return hear.folds(place.path)
+        _, path = _pointer(str(place))
+        store = path and _open_whole(path)
+        return store.fold_count if store else hear.folds(place.path)
     entry = EMBEDDED.get(base) or FOLDERS.get(base)
     return entry.folds if entry else 0
 
@@ -222,7 +230,7 @@ def _embedded_path(base: str, option: str) -> Path:
 def _clips(base: str, option: str) -> int:
     if not option:
         return int(EMBEDDED[base].module.CLIPS)
-    if not (option.isascii() and option.isdigit()):
+    if not (option.isascii() and option.isdigit() and len(option) < 10):
         raise UserError(f"{base}:{option}: write {base}:N with a number of clips, for example {base}:400")
     return int(option)
 
@@ -247,7 +255,7 @@ def source(name: str, root: Path) -> Source:
 
 def unpacked(name: str, root: str | os.PathLike[str]) -> Path:
     """The folder of the data set in `root`: `root` itself, or what is called as its collection in there."""
-    path = Path(root).expanduser().resolve()
+    path = _expanded(name, os.fspath(root)).resolve()
     base, _ = _parse(name)
     below = path / FOLDERS[base].collection
     return below if below.is_dir() else path
@@ -286,9 +294,10 @@ def _load_folder(
 def _build_at(name: str, root: Path, allow_bad: int | None) -> ClipStore:
     """Decode the data set `name`, a canonical one, from `root`, and remember where it was."""
     store = build(cache_dir() / f"{_file_name(name)}-{_hash(os.fsencode(root))}", source(name, root), allow_bad)
+    content = {"root": os.fsencode(root).decode(errors="backslashreplace"), "store": store.path.name}
     with cache_errors(cache_dir()):
-        content = {"root": os.fsencode(root).decode(errors="backslashreplace"), "store": store.path.name}
-        write_json(_pointer_path(name), content)
+        if read_json(_pointer_path(name)) != content:  # a cache that is complete may be for reading only
+            write_json(_pointer_path(name), content)
     return store
 
 
@@ -367,7 +376,24 @@ def _place(base: str, option: str) -> _Place:
             raise UserError(f"{base}:{option}: {key}={text} is not a number of its kind") from None
         if not least <= values[key] <= most:
             raise UserError(f"{base}:{option}: {key}={text} must lie between {least:g} and {most:g}")
-    return _Place(base, Path(path).expanduser().absolute(), **values)
+    return _Place(base, _expanded(f"{base}:{option}", path).absolute(), **values)
+
+
+def _expanded(name: str, path: str) -> Path:
+    """The path, with `~` and `~user` as the folders that they are.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{name}: {path}: there is no such user") from None
+
+
+def place_of(name: str) -> Path:
+    """Where the data set lies, of one whose name says so."""
+    return _place(*_parse(name)).path
 
 
 def _load_path(name: str, base: str, option: str, allow_bad: int | None) -> ClipStore:

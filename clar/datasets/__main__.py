@@ -92,9 +92,10 @@ def prepare(
         raise UserError(f"--checksum {checksum}: is that of the archive at a --url; name that too")
     if base in datasets.EMBEDDED and archive:
         raise UserError(f"prepare {name}: it is synthesised; leave out --archive {archive[0]}")
+    if base in datasets.PATHS and root is not None:
+        raise UserError(f"prepare {name}: it lies where its name says; leave out --root {root}")
     if archive:
-        named = Path(name.partition(":")[2].partition("#")[0]).expanduser()
-        originals.unpack_given(name, root if base in datasets.FOLDERS and root else named, archive)
+        originals.unpack_given(name, root or datasets.place_of(name), archive)
     elif base in datasets.FOLDERS and root is not None:
         originals.obtain(name, root, url or (), checksum, keep_archive)
     store = datasets.load(name, root, allow_bad)

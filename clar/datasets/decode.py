@@ -20,14 +20,19 @@ from numpy.typing import NDArray
 
 from clar.clips import Decoded, fit
 
+VERSION = "2"
+"""Raised with every change that changes the clip of any file: stores of another version are then built again."""
+
+MOST_CHANNELS = 64
+
 LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000
 """Hertz, of the files that are read."""
 
 _STREAMED = 0x7FFF_0000
 """A size in a WAV header from here on is a placeholder of a program that wrote to a pipe."""
 
-_BLOCK_FRAMES = 65_536
-"""Of a file of several channels, so many are mixed down at a time."""
+_BLOCK_SAMPLES = 2**19
+"""Of a file of several channels, so many of all channels are mixed down at a time."""
 
 
 class Unusable(Exception):
@@ -205,6 +210,8 @@ def _read(path: bytes, sample_rate: int, samples: int) -> Recording:
                 raise Unusable(
                     f"a rate of {file.samplerate:,} Hz; from {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz can be read"
                 )
+            if file.channels > MOST_CHANNELS:
+                raise Unusable(f"{file.channels:,} channels; up to {MOST_CHANNELS} can be read")
             claimed = re.search(r"^\s*data\s*:\s*(\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
             if claimed and int(claimed[2]) < int(claimed[1]) < _STREAMED:
                 raise Unusable(f"truncated: {int(claimed[2]):,} of {int(claimed[1]):,} bytes of sound")
@@ -224,7 +231,9 @@ def _mono(file: Any, wanted: int) -> NDArray[Any]:
         sound = np.empty(wanted, np.float32)
         done = 0
         while done < wanted:
-            block = file.read(min(_BLOCK_FRAMES, wanted - done), dtype="float32", always_2d=True)
+            block = file.read(
+                min(max(1, _BLOCK_SAMPLES // file.channels), wanted - done), dtype="float32", always_2d=True
+            )
             if not len(block):
                 break
             sound[done : done + len(block)] = block.mean(1, dtype=np.float64)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clar.building import BAD_SHARE
 from clar.clips import SPLITS, Source
-from clar.datasets.decode import decode_files
+from clar.datasets.decode import VERSION, decode_files
 from clar.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
@@ -252,8 +252,8 @@ def check_absent(path: Path, listed: int, absent: Sequence[str]) -> None:
     """
     if len(absent) > BAD_SHARE * listed:
         raise UserError(
-            f"{shown(path)} names {len(absent):,} files of {listed:,} that do not exist, first "
-            f"{shown(absent[0])}; is the archive unpacked to its end?"
+            f"{shown(path)} names {listed:,} files, of which {len(absent):,} do{'es' * (len(absent) == 1)} not exist, "
+            f"first {shown(absent[0])}; is everything there, and unpacked to its end?"
         )
 
 
@@ -346,6 +346,7 @@ def listed_source(
         notes=[escaped(note) for note in notes],
         vocabulary=vocabulary,
         recordings=recordings,
+        decoder=f"decode {VERSION}",
     )
 
 

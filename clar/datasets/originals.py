@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from clar import datasets
+from clar.datasets import listing
 from clar.datasets.fetch import ARCHIVES, Archive, fetch
 from clar.datasets.unpack import is_unpacked, unpack
 from clar.errors import UserError
@@ -20,15 +21,19 @@ def unpack_given(name: str, root: Path, files: Sequence[Path]) -> None:
     known = {archive.name: archive for archive in _archives(name)}
     folder = datasets.unpacked(name, root) if known else root
     for file in files:
-        if not file.is_file():
-            raise UserError(f"--archive {file}: no such file")
+        try:
+            if not file.is_file():
+                raise UserError(f"--archive {file}: no such file")
+        except OSError as error:
+            raise UserError(f"--archive {file}: {error.strerror}") from error
         original = known.get(file.name)
         if original and original.bytes and original.bytes != file.stat().st_size:
             print(
                 f"note: {file} has {file.stat().st_size:,} bytes, the original {original.bytes:,}: it is another one",
                 file=sys.stderr,
             )
-        unpack(file, folder)
+        known_place = datasets.landmark(name, file.name) if original else ""
+        unpack(file, folder, again=not (known_place and any(folder.glob(known_place))))
 
 
 def obtain(name: str, root: Path, mirrors: Sequence[str] = (), checksum: str | None = None, keep: bool = False) -> None:
@@ -44,7 +49,10 @@ def obtain(name: str, root: Path, mirrors: Sequence[str] = (), checksum: str | N
     Raises:
         UserError: an archive cannot be had, is wrong, damaged or not to be trusted; or the folder cannot be written.
     """
-    folder = datasets.unpacked(name, root)
+    with listing.reading(name, root):
+        folder = datasets.unpacked(name, root)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--root {root}: it is no folder; name the one that holds the data set, or will")
     archives = _archives(name)
     if checksum is not None:
         if len(archives) > 1:
@@ -57,10 +65,11 @@ def obtain(name: str, root: Path, mirrors: Sequence[str] = (), checksum: str | N
             continue
         own = [url for url in mirrors if url.endswith("/") or len(archives) == 1 or _file(url) == archive.name]
         size = f", {archive.bytes / 1e9:.1f} GB" if archive.bytes else ""
-        print(f"fetching {archive.name}{size} into {folder}", file=sys.stderr)
+        there = (folder / archive.name).is_file()
+        print(f"{'unpacking' if there else 'fetching'} {archive.name}{size} into {folder}", file=sys.stderr)
         path = fetch(archive, folder, own)
-        unpack(path, folder)
-        if not keep:
+        unpack(path, folder, again=True)
+        if not keep and not there:  # one that was there may be the user's own
             path.unlink()
 
 
@@ -85,7 +94,7 @@ def _file(url: str) -> str:
 
 def _is_there(folder: Path, archive: Archive, landmark: str) -> bool:
     """Whether the archive has been unpacked into the folder, by `unpack` or by somebody else."""
-    if is_unpacked(archive.name, folder):
-        return True
+    if not any(any(folder.glob(place)) for place in (landmark, f"*/{landmark}")):
+        return False  # whatever was unpacked once
     begun = any((folder / f"{archive.name}{suffix}").exists() for suffix in ("", ".part"))
-    return not begun and any(any(folder.glob(place)) for place in (landmark, f"*/{landmark}"))
+    return is_unpacked(archive.name, folder) or not begun

@@ -97,11 +97,18 @@ def _present(name: str, words: tuple[str, ...], root: Path) -> tuple[tuple[str, 
                 f"which has word folders, {' and '.join(LISTS.values())}"
             )
     there = sorted(path.name for path in root.iterdir() if path.is_dir() and listing.is_data(path.name))
-    extra = [word for word in lacking if word in there]
-    if extra:
+    # The ten digits are in both versions: the other words tell them apart, where there are any.
+    newer = [word for word in VERSIONS["v0.01"] if word in there]
+    others_there = set(there) & set(WORDS) - set(DIGITS)
+    if version == "v0.01" and newer:
         raise UserError(
-            f"{name}: {shown(root)} has the word{'s' * (len(extra) > 1)} {', '.join(extra)}, which {version} "
-            f"lacks; this is another version, leave out :{version}"
+            f"{name}: {shown(root)} has the word{'s' * (len(newer) > 1)} {', '.join(newer)}, which v0.01 lacks; "
+            "this is another version, leave out :v0.01"
+        )
+    if version != "v0.01" and others_there and not newer:
+        raise UserError(
+            f"{name}: {shown(root)} has no folder for the words {', '.join(VERSIONS['v0.01'])}; of the first version's "
+            f"folder say {base}:v0.01"
         )
     missing = [word for word in words if word not in there and word not in lacking]
     if missing:
@@ -126,6 +133,13 @@ def _read_list(path: Path, words: tuple[str, ...]) -> set[str]:
         number = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{shown(path)}, line {number}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
     wanted = set(words)
+    for number, line in enumerate(lines, 1):
+        word, slash, _ = line.partition("/")
+        if line and (not slash or "\\" in line or (word not in WORDS and word.lower() in WORDS)):
+            raise UserError(
+                f"{shown(path)}, line {number}: {shown(line)!r} is no file of a word, such as eight/1a2b_nohash_0.wav; "
+                "what it means would be trained on: correct it"
+            )
     return {line for line in lines if line and line.split("/")[0] in wanted}
 
 

@@ -86,7 +86,7 @@ class _Entry:
     """Why it is not unpacked, whatever its name."""
 
 
-def unpack(archive: Path, folder: Path, limits: Limits = LIMITS) -> None:
+def unpack(archive: Path, folder: Path, limits: Limits = LIMITS, again: bool = False) -> None:
     """Unpack a tar, tar.gz, tar.bz2, tar.xz or zip file; what it is, its first bytes say.
 
     Files get the permissions that new files get here; links, devices and the archive's owners, modes and times do not
@@ -98,6 +98,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = LIMITS) -> None:
         archive: the file.
         folder: where to; made where it is missing.
         limits: what it may hold at most.
+        again: also where it was unpacked before; files may have been removed since.
 
     Raises:
         UserError: the archive is damaged, is not one, holds something other than files and folders, a name that leaves
@@ -105,12 +106,14 @@ def unpack(archive: Path, folder: Path, limits: Limits = LIMITS) -> None:
     """
     entry = ""
     try:
-        if _is_this(archive, folder):  # before the lock: others may have filled a folder that nobody may write
+        if not again and _is_this(
+            archive, folder
+        ):  # before the lock: others may have filled a folder that nobody may write
             return
         size = archive.stat().st_size
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, archive.name):
-            if _is_this(archive, folder):
+            if not again and _is_this(archive, folder):
                 return
             _marker(archive.name, folder).unlink(missing_ok=True)
             with bar(f"{archive.name}: unpacking", size, in_bytes=True) as shown:
