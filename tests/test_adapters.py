@@ -195,7 +195,7 @@ def test_one_absent_file_of_many_is_bad_and_more_are_an_error(copy, kind, monkey
         (root / file).unlink()
     message = refused(READERS[kind], root)
     assert "do not exist, first" in message
-    assert "is the archive unpacked to its end?" in message
+    assert "unpacked to its end?" in message
     monkeypatch.setattr(listing, "BAD_SHARE", 0.5)
     source = READERS[kind](root)
     assert source.files[3] == gone

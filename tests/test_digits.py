@@ -209,7 +209,7 @@ def test_one_store_has_one_name(name, wanted):
     assert datasets.canonical(name) == wanted
     assert datasets.canonical(wanted) == wanted
     if wanted.startswith("digits"):
-        paths = {datasets.digits_path(spelled.partition(":")[2]) for spelled in (name, wanted)}
+        paths = {datasets._embedded_path("digits", spelled.partition(":")[2]) for spelled in (name, wanted)}
         assert len(paths) == 1
 
 
