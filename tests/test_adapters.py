@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from hypothesis import given, settings
@@ -936,3 +937,15 @@ def test_class_has_all_splits_where_its_groups_allow_it():
     splits = stratified(clips_of(labels, groups), labels, 0)
     assert set(splits[100:].tolist()) == {0, 1, 2}
     assert set(splits[:100].tolist()) == {0, 1, 2}
+
+
+def test_labels_of_a_parquet_are_texts(tmp_path):
+    """Texts that a writer stored as bytes are read as such; lists are no labels."""
+    root = originals.write_folder(tmp_path / "clips")
+    paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.wav"))
+    labels = [path.partition("/")[0] for path in paths]
+    table = pd.DataFrame({"path": paths, "label": [label.encode() for label in labels]})
+    table.to_parquet(root / "bytes.parquet")
+    assert folder.source("t", root / "bytes.parquet").classes == ["cat", "dog"]
+    pd.DataFrame({"path": paths, "label": [[label] for label in labels]}).to_parquet(root / "lists.parquet")
+    assert "the column label holds lists or records" in refused(folder.source, "t", root / "lists.parquet")

@@ -258,7 +258,7 @@ def bad_file(path: Path, kind: str) -> None:
 
 BAD = {
     "text": "unreadable",
-    "nothing": "unreadable",
+    "nothing": "empty",
     "no samples": "empty",
     "silent": "silent",
     "NaN": "NaN or infinite",

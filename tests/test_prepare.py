@@ -185,6 +185,14 @@ def test_given_archives_are_unpacked_and_nothing_is_fetched(run_datasets, server
     assert all((tmp_path / name).exists() for name in packed["nsynth"])  # the user's own files stay
 
 
+def test_a_damaged_copy_of_the_original_is_refused(run_datasets, server, packed, tmp_path):
+    name, content = next(iter(packed["speech_commands_v0.02"].items()))
+    (tmp_path / name).write_bytes(content[:-9] + b"\0" + content[-8:])
+    done = run_datasets("prepare", "speech_commands_10", "--root", tmp_path / "root", "--archive", tmp_path / name)
+    assert one_line(done), done.stderr
+    assert "sha256" in done.stderr.lower()
+
+
 def test_an_unpacked_folder_fetches_nothing(run_datasets, server, tmp_path):
     originals.write_esc(tmp_path / "root" / "ESC-50-master")
     assert run_datasets("prepare", "esc_50", "--root", tmp_path / "root").returncode == 0

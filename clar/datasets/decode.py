@@ -147,6 +147,8 @@ def _read_plain(path: bytes, sample_rate: int, samples: int) -> Recording | None
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise Unusable(f"unreadable: {'a folder' if stat.S_ISDIR(status.st_mode) else 'no regular file'}")
+        if not status.st_size:
+            raise Unusable("empty")
         # As much as the last file took: those of a data set are alike, and one call is enough.
         head = os.read(file, getattr(_local, "bytes", 2 * samples) + 128)
         found = _plain_header(head, status.st_size)

@@ -8,7 +8,6 @@ import html
 import os
 import re
 import shutil
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import clar
 from clar.errors import UserError
-from clar.files import read_json, write_json
+from clar.files import held, read_json, write_json
 from clar.progress import Bar, bar
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ def fetch(archive: Archive, folder: Path, mirrors: Sequence[str] = (), patience:
         if _is_there(path, archive):
             return path
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with held(path.with_name(f".{path.name}.lock"), f"another process is fetching {path.name}"):
             if not _is_there(path, archive):
                 _from_any(urls, path, archive, patience)
     return path
@@ -480,23 +479,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: {error.strerror or error}; make room or get permission there, and the same "
             "command goes on from what is fetched, or name another folder"
         ) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the file `path`; the system frees it when a process dies."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is fetching {path.name}; waiting for it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # What servers say

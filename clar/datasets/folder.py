@@ -283,6 +283,10 @@ def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str] =
         places = listing.positions(path, header, required, optional)
         table = file.read(columns=[file.schema_arrow.names[place] for place in places.values()])
         columns = {column: table.column(file.schema_arrow.names[place]).to_pylist() for column, place in places.items()}
+        nested = [column for column, place in places.items() if pa.types.is_nested(file.schema_arrow.types[place])]
+        if nested:
+            raise UserError(f"{shown(path)}: the column {nested[0]} holds lists or records; write one text a row")
+        cells = {column: [_text(value) for value in values] for column, values in columns.items()}
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the system's, such as no permission
             raise
@@ -290,7 +294,6 @@ def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str] =
         raise UserError(f"{shown(path)}: broken Parquet ({shown(reason)}); write it again") from None
     if not len(table):
         raise UserError(f"{shown(path)} has no rows; it must list the files")
-    cells = {column: [_text(value) for value in values] for column, values in columns.items()}
     return [
         Row(f"row {number}", dict(zip(cells, values, strict=True)))
         for number, values in enumerate(zip(*cells.values(), strict=True), 1)
@@ -301,6 +304,8 @@ def _text(value: object) -> str:
     """A cell as a CSV would hold it: nothing for a missing value, no fraction for a whole number."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, bytes):
+        value = value.decode()
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 

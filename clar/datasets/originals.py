@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from clar import datasets
 from clar.datasets import listing
-from clar.datasets.fetch import ARCHIVES, Archive, fetch
+from clar.datasets.fetch import ARCHIVES, Archive, fetch, verify
 from clar.datasets.unpack import is_unpacked, unpack
 from clar.errors import UserError
 
@@ -27,7 +27,9 @@ def unpack_given(name: str, root: Path, files: Sequence[Path]) -> None:
         except OSError as error:
             raise UserError(f"--archive {file}: {error.strerror}") from error
         original = known.get(file.name)
-        if original and original.bytes and original.bytes != file.stat().st_size:
+        if original and original.bytes == file.stat().st_size:
+            verify(file, original)  # a copy that was damaged on its way
+        elif original and original.bytes:
             print(
                 f"note: {file} has {file.stat().st_size:,} bytes, the original {original.bytes:,}: it is another one",
                 file=sys.stderr,

@@ -258,7 +258,8 @@ def _surge(cycles_T: Wave, peak: float) -> Wave:
 
 
 # The models. Each makes a sound (SAMPLES,) of any level: `recording` draws what its takes share, `take` the rest.
-# Their ranges overlap, so that no one number, a rate or a frequency, tells wind from waves or a clock from footsteps.
+# Their ranges of rates and frequencies overlap. Statistics of the whole spectrum still tell wind from waves; what they
+# confuse is insects with sirens, and clock, glass and footsteps with each other.
 
 
 def _clock(recording: Draw, take: Draw) -> Wave:

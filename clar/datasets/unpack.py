@@ -13,19 +13,18 @@ import re
 import shutil
 import stat
 import struct
-import sys
 import tarfile
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
 from clar.errors import UserError
-from clar.files import read_json, write_json
+from clar.files import held, read_json, write_json
 from clar.progress import bar
 
 
@@ -112,7 +111,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = LIMITS, again: bool = F
             return
         size = archive.stat().st_size
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, archive.name):
+        with held(folder / f"{_PARTIAL}{archive.name}.lock", f"another process is unpacking {archive.name}"):
             if not again and _is_this(archive, folder):
                 return
             _marker(archive.name, folder).unlink(missing_ok=True)
@@ -520,23 +519,6 @@ def _is_this(archive: Path, folder: Path) -> bool:
     """Whether the folder holds this very file's content, and not an earlier one's of the same name."""
     marker = _read_marker(archive.name, folder)
     return "entries" in marker and {**marker, **_stamp(archive)} == marker
-
-
-@contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock of unpacking `name` into `folder`; the system frees it when a process dies."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / f"{_PARTIAL}{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"another process is unpacking {name}; waiting for it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # Messages
