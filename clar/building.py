@@ -105,7 +105,7 @@ def _repaired(source: Source, left_out: Sequence[tuple[str, str]]) -> bool:
 
     Nothing that is known of a file need have changed with it: a disk that answers again, a permission given.
     """
-    bad = {file for file, _ in left_out}
+    bad = {file for file, _ in left_out if "\n" not in file}
     rows = [row for row, file in enumerate(source.files) if file in bad] if bad else []
     return any(Decoded(*source.decode(row, row + 1)).reasons[0] is None for row in rows)
 
@@ -139,6 +139,8 @@ def _decode_all(work: Path, source: Source) -> "_Rows":
                 building.note(start, future.result())
                 building.hash(start, stop)
                 bar.advance(stop - start)
+        with cache_errors(work.parent):
+            building.flushing.result()
     except BrokenExecutor as error:
         raise UserError(
             f"{source.name}: a process that decodes was killed, by a file from {source.files[start]} on or by the "
@@ -254,7 +256,8 @@ class _Building:
         self.unwritten += (stop - start) * self.bytes
         if self.unwritten > _FLUSHED and self.flushing.done():
             # The disk gets on with it meanwhile: all at the end would be a wait for it alone.
-            self.flushing.result()
+            with cache_errors(self.parent):
+                self.flushing.result()
             self.flushing, self.unwritten = self.flusher.submit(os.fdatasync, self.file), 0
         chunk = memoryview(os.pread(self.file, (stop - start) * self.bytes, start * self.bytes))
         bad = [row - start for row in range(start, stop) if self.rows.reasons[row]]

@@ -438,6 +438,8 @@ def test_a_name_with_a_line_break_or_no_utf8_cannot_break_the_list(tmp_path):
     store = build(tmp_path / "toy", replace(source, files=names), allow_bad=1)
     assert store.left_out == [("two\nlines.wav", "a line break in its name")]
     assert store.files == [*names[:38], names[39]]
+    never = replace(source, files=names, decode=lambda *rows: pytest.fail("decoded again"))
+    assert build(tmp_path / "toy", never, allow_bad=1).fingerprint == store.fingerprint
 
 
 def test_a_store_of_an_older_version_opens(tmp_path):
