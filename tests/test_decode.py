@@ -68,7 +68,10 @@ def test_a_changed_header_is_never_read_otherwise_than_by_libsndfile(tmp_path, d
         return
     wanted, rate = soundfile.read(path, dtype="int16", always_2d=True)
     if rate == RATE and wanted.shape[1] == 1:
-        assert np.array_equal(clip[: len(wanted)], wanted[:SAMPLES, 0])
+        # Samples of other widths are rounded here and cut off by libsndfile.
+        step = 0 if soundfile.info(path).subtype == "PCM_16" else 1
+        differences = clip[: len(wanted)].astype(int) - wanted[:SAMPLES, 0]
+        assert np.abs(differences).max() <= step
 
 
 # Resampling
