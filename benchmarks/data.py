@@ -9,9 +9,9 @@ than the memory. Every figure is the median of repeated runs with the smallest a
 import argparse
 import csv
 import json
-import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -89,15 +89,13 @@ def measure_building(folder: Path, clips: int, repeats: int) -> tuple[ClipStore,
     plain_loop(root, files)  # into the page cache
     built: list[float] = []
     plain: list[float] = []
-    parts = [files[core :: cores()] for core in range(cores())]
-    # The peer's processes are there, with soundfile imported, before the clock starts.
-    with multiprocessing.get_context("fork").Pool(cores()) as pool:
-        pool.map(partial(plain_loop, root), [part[:50] for part in parts])
-        for run in range(repeats):
-            plain.append(clips / seconds(lambda: pool.map(partial(plain_loop, root), parts, chunksize=1)))
-            built.append(clips / seconds(partial(build, folder / f"store-{run}", source_of(root, files))))
+    for _ in range(repeats):
+        plain.append(clips / plain_seconds(root, files))
+        # Gone before the next: a virtual machine that takes ever new memory for the page cache waits for its host.
+        shutil.rmtree(folder / "store", ignore_errors=True)
+        built.append(clips / seconds(partial(build, folder / "store", source_of(root, files))))
     ratio = [ours / theirs for ours, theirs in zip(built, plain, strict=True)]
-    return ClipStore.open(folder / "store-0"), [
+    return ClipStore.open(folder / "store"), [
         ("build from 16 kHz WAV", "clips/s", built),
         (f"plain soundfile.read, {cores()} processes", "clips/s", plain),
         ("build / plain read (target 0.8)", "", ratio),
@@ -262,6 +260,45 @@ def write_files(root: Path, clips: int, rate: int) -> list[str]:
     for i, file in enumerate(files):
         soundfile.write(root / file, np.roll(noise, i)[:rate], rate, "PCM_16")
     return files
+
+
+def plain_seconds(root: Path, files: Sequence[str]) -> float:
+    """Seconds of `plain_loop` in a process per core; they are there, with soundfile imported, before the clock starts.
+
+    Processes of their own and no pool, whose threads in this process would keep `build` from forking.
+    """
+    script = (
+        "import json, sys\nfrom pathlib import Path\nfrom benchmarks.data import plain_loop\n"
+        "root, files = json.loads(sys.stdin.readline())\nplain_loop(Path(root), files[:50])\n"
+        "print(flush=True)\nsys.stdin.readline()\nplain_loop(Path(root), files)\nprint(flush=True)"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(cores())
+    ]
+
+    def tell(process: subprocess.Popen[str], line: str) -> None:
+        assert process.stdin
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+
+    def wait(process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        process.stdout.readline()
+
+    for core, process in enumerate(processes):
+        tell(process, json.dumps([str(root), files[core :: cores()]]))
+    for process in processes:
+        wait(process)
+    start = time.perf_counter()
+    for process in processes:
+        tell(process, "")
+    for process in processes:
+        wait(process)
+    taken = time.perf_counter() - start
+    for process in processes:
+        process.communicate()
+    return taken
 
 
 def plain_loop(root: Path, files: Sequence[str]) -> None:
