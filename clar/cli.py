@@ -142,11 +142,6 @@ def gpus_here() -> int:
     return min(present, len([part for part in visible.split(",") if part.strip() not in ("", "-1")]))
 
 
-def cpus_here() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def code_version() -> str:
     """The package's version, the results version, and the commit of a checkout: `0.1.0+r1.g1a2b3c4`."""
     version = f"{clar.__version__}+r{RESULTS_VERSION}"

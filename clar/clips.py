@@ -211,7 +211,6 @@ class Source:
     folds: NDArray[np.uint8] | None = None
     notes: Sequence[str] = ()
     vocabulary: bool = False
-
     recordings: str = ""
     decoder: str = ""
 
@@ -337,8 +336,7 @@ def _digest_lines(head: str, lines: Iterable[tuple[Any, ...]]) -> str:
 def fingerprint_of(store: ClipStore, content: str) -> str:
     """The fingerprint of a store whose clips have this SHA-256: its own, unless the clips are not what they were."""
     samples = store.clips.shape[1]
-    splits_N = np.load(store.path / "splits.npy")
-    return fingerprint(content, samples, store.sample_rate, store.classes, store.labels, splits_N, store.folds)
+    return fingerprint(content, samples, store.sample_rate, store.classes, store.labels, store._splits, store.folds)
 
 
 def fingerprint(

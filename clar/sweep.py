@@ -34,10 +34,10 @@ from clar.cli import (
     code_version,
     command,
     configure,
-    cpus_here,
     gpus_here,
     storage_path,
 )  # fmt: skip
+from clar.clips import cores
 from clar.config import Runtime, TrialConfig, parse_settings
 from clar.errors import UserError
 from clar.files import write_json
@@ -147,7 +147,7 @@ def main(
         "dry_run": dry_run, "folds": folds,
     }  # fmt: skip
     check_ways(chosen, seeds, options)
-    here = {"CPU": float(cpus_here()), "GPU": float(gpus_here())}
+    here = {"CPU": float(cores()), "GPU": float(gpus_here())}
     with _cluster(address) if address else nullcontext(here) as resources:
         slots = Slots.of(resources, cpus_per_trial, gpus_per_trial)
         settings, names = setting or [], _names(dataset)
