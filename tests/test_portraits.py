@@ -368,7 +368,7 @@ def test_a_mistake_is_said_in_one_line(
     store = ["--store", tone_store.path, "--out", out]
     mistakes: list[tuple[list[object], str]] = [
         (["--store", tmp_path / "absent", "--out", out], "no clip store at"),
-        (["--store", damaged, "--out", out], "cannot be read"),
+        (["--store", damaged, "--out", out], "is damaged"),
         (["--store", silence.path, "--out", out, "--augmentation", "fade"], "silent"),
         ([*store, "--trial", tmp_path / "absent"], "no encoder at"),
         ([*store, "--trial", tmp_path], "no encoder at"),
