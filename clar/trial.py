@@ -222,11 +222,30 @@ def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, flo
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
     else:
-        ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **quiet)
+        with _on_loopback() as here:
+            ray.init(
+                address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _node_ip_address=here, **quiet
+            )
     try:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[str]:
+    """The address for a Ray of this machine's own: all that it starts meanwhile listens there and nowhere else.
+
+    Ray puts the machine's own address in the place of 127.0.0.1, so that others can join, and then listens on all
+    interfaces. Nobody is to join here.
+    """
+    services = ray._private.services
+    resolve = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield "127.0.0.1"
+    finally:
+        services.resolve_ip_for_localhost = resolve
 
 
 def measure(request: dict[str, Any], gpu: bool) -> dict[str, Any]:
@@ -421,10 +440,14 @@ class Pool:
                     return None
                 break
             self._end(idle.pop())
-        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_concurrency": 4}
-        slot = _Slot(ray.remote(Worker).options(**options).remote(), share)
+        slot = _Slot(self.make_worker(share), share)
         self.slots.append(slot)
         return slot
+
+    def make_worker(self, share: Share) -> Any:
+        """Ask Ray for a worker with a share of a node; the actor, which need not be running yet."""
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_concurrency": 4}
+        return ray.remote(Worker).options(**options).remote()
 
     def _room(self, share: Share) -> bool:
         total = self._resources()
