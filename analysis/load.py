@@ -76,7 +76,7 @@ def from_storage(name: str, storage: Path) -> Loaded:
         raise UserError(f"no sweep {name!r} in {storage}{hint}")
     # Of two files of one name, the one that is named.
     own = str(Path(name).resolve()) if name.endswith(".py") else ""
-    found.sort(key=lambda sweep: (_space(sweep) == own, (sweep.path / "sweep.json").stat().st_mtime_ns))
+    found.sort(key=lambda sweep: (_space(sweep) == own, (sweep.path / "sweep.json").stat().st_mtime))
     sweep = found.pop()
     about = sweep.read() or {}
     plan = _plan(name, storage, about)

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -115,7 +114,7 @@ class Outcome:
         """
         path, content = self.folder / record, self._content.hexdigest()
         known = read_json(path)
-        drawn = [path.parent / name for name in known.get("files", [])]
+        drawn = [self.folder / name for name in known.get("files", [])]
         if known.get("content") != content or not all(path.exists() for path in drawn):
             from analysis import figures
 
@@ -124,7 +123,7 @@ class Outcome:
                 for figure in self._undrawn
                 for path in getattr(figures, figure.function)(*figure.arguments, path=figure.path, **figure.options)
             ]
-            names = [Path(os.path.relpath(file, path.parent)).as_posix() for file in drawn]
+            names = [file.relative_to(self.folder).as_posix() for file in drawn]
             write_json(path, {"content": content, "files": names})
         self._undrawn.clear()
         self.files += drawn

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.tables import Listing
+from clar.files import read_bytes
 
 ROWS_SHOWN = 50
 """Rows of a table that are shown at first; a longer one has a filter and a button that shows all."""
@@ -164,7 +165,7 @@ def _embedded(picture: Picture) -> str:
 
 
 def _data_uri(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(read_bytes(path)).decode()}"
 
 
 def _wave(sound: Sound) -> str:

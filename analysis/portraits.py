@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from clar import __version__
+from clar import __version__, files
 from clar.cli import command
 from clar.clips import ClipStore, fit
 from clar.config import AUGMENTATIONS
@@ -325,9 +325,11 @@ def _inputs(store: ClipStore, augmentations: Sequence[str], trial: Path | None, 
     encoder = None
     if trial:
         try:
-            encoder = hashlib.sha256(_encoder_file(trial).read_bytes()).hexdigest()
+            encoder = hashlib.sha256(files.read_bytes(_encoder_file(trial))).hexdigest()
         except OSError as error:
-            raise UserError(f"no encoder at {_encoder_file(trial)} ({error.strerror}); name a finished trial") from None
+            raise UserError(
+                f"no encoder at {_encoder_file(trial)} ({error.strerror or 'there is none'}); name a finished trial"
+            ) from None
     return {
         "content_version": CONTENT_VERSION,
         "code_version": __version__,
@@ -341,7 +343,7 @@ def _inputs(store: ClipStore, augmentations: Sequence[str], trial: Path | None, 
 def _is_made(folder: Path, inputs: dict[str, Any]) -> bool:
     """Whether the folder holds what these inputs give."""
     try:
-        known = json.loads((folder / PORTRAITS).read_text(encoding="utf-8"))
+        known = json.loads(files.read_bytes(folder / PORTRAITS))
         return known["inputs"] == inputs and all((folder / name).is_file() for name in known["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -363,16 +365,16 @@ def make(
     if _is_made(folder, inputs):
         return False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         # It vouches for the files: it goes before the first of them changes.
-        (folder / PORTRAITS).unlink(missing_ok=True)
+        files.remove(folder / PORTRAITS)
     except OSError as error:
         raise UserError(f"cannot write into {folder} ({error.strerror or error}); name another folder") from None
     shown = examples(store, augmentations, folder)
     mapped = embedding_map(trial, store, folder, title) if trial else None
-    files = [one[key] for one in shown for key in ("before", "after", "picture", "vector")]
-    files += [mapped[key] for key in ("csv", "picture", "vector")] if mapped else []
-    write_json(folder / PORTRAITS, {"inputs": inputs, "files": files, "examples": shown, "embedding_map": mapped})
+    names = [one[key] for one in shown for key in ("before", "after", "picture", "vector")]
+    names += [mapped[key] for key in ("csv", "picture", "vector")] if mapped else []
+    write_json(folder / PORTRAITS, {"inputs": inputs, "files": names, "examples": shown, "embedding_map": mapped})
     return True
 
 
@@ -382,9 +384,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     store: Annotated[Path, typer.Option(help="Folder of the clip store.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the files.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the files.", parser=files.place, show_default=False)],
     trial: Annotated[
-        Path | None, typer.Option(help="A trial's folder, or its encoder: map the test clips.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="A trial's folder, or its encoder: map the test clips.", parser=files.place, show_default=False
+        ),
     ] = None,
     augmentation: Annotated[
         list[str] | None,

@@ -35,6 +35,7 @@ from clar import progress as progress_bar
 from clar.cli import command, storage_path
 from clar.config import AUGMENTATIONS, RESULTS_VERSION
 from clar.errors import UserError
+from clar.files import place as place_of
 from clar.files import read_json, write_json
 from clar.plan import Plan
 from clar.result import TrialFolder
@@ -549,7 +550,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     name: Annotated[str, typer.Argument(help="A sweep's name, NAME-KEY, or its Python file.", show_default=False)],
     storage: Annotated[
-        Path | None, typer.Option(help="Folder of the sweep's trials; default: clar_runs.", show_default=False)
+        Path | None,
+        typer.Option(metavar="PATH|URI", parser=place_of, show_default=False,
+                     help="Folder of the sweep's trials, or s3://BUCKET/PREFIX; default: clar_runs."),
     ] = None,
     tracking_uri: Annotated[
         str | None,

@@ -15,6 +15,7 @@ from clar import datasets
 from clar.config import RESULTS_VERSION, TrialConfig, parse_settings
 from clar.config import preset as preset_fields
 from clar.errors import UserError
+from clar.files import is_folder, place
 
 Dataset = Annotated[str, typer.Option(help="Data set; see `python -m clar.datasets list`.")]
 Preset = Annotated[
@@ -25,7 +26,11 @@ Setting = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Any field of TrialConfig; repeatable.", show_default=False),
 ]
 Seeds = Annotated[int, typer.Option(min=1, help="Repeat every trial with this many seeds.")]
-Storage = Annotated[Path, typer.Option(help="Folder of trials, tables and the MLflow database.")]
+Storage = Annotated[
+    Path,
+    typer.Option(metavar="PATH|URI", parser=place,
+                 help="Folder, or s3://BUCKET/PREFIX, of trials and tables, and of the MLflow database."),
+]  # fmt: skip
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder of the data set's files, for a data set that has some.", show_default=False)
 ]
@@ -34,6 +39,10 @@ DataCache = Annotated[
     typer.Option(help="Folder on each node's own disk: the decoded data set is copied there once, and read from there.",
                  show_default=False),
 ]  # fmt: skip
+MaxLost = Annotated[
+    float,
+    typer.Option(min=1, metavar="SECONDS", help="Of work, that a trial may lose with the process or node it runs on."),
+]
 TrackingURI = Annotated[
     str | None,
     typer.Option("--tracking-uri", help="MLflow tracking URI; default: an SQLite file in the storage.",
@@ -113,14 +122,17 @@ def configure(dataset: str, preset: str | None, settings: list[str], gpu: bool, 
 
 
 def storage_path(storage: Path, make: bool = True) -> Path:
-    """The storage's absolute folder, made where it is missing unless `make` is off.
+    """The storage's absolute folder, made where it is missing unless `make` is off; of a bucket, the place in it.
 
     Raises:
         UserError: it cannot be written.
     """
+    if not is_folder(storage):
+        from clar import buckets
+
+        buckets.check(storage, write=make)
+        return storage
     path = storage.expanduser().absolute()
-    if "://" in str(storage) or str(storage).startswith(("s3:/", "gs:/")):
-        raise UserError(f"--storage {storage}: only folders can be a storage; mount shared storage as a folder")
     if not make:
         return path
     try:

@@ -287,7 +287,7 @@ class Runtime:
 
     `threads` are torch's; with another number the last bits of a result may differ. `gpu_share` is the trial's part of
     its GPU, above 0 to 1: so much of the GPU's energy is its own. `data_cache` is a folder on the node's own disk, from
-    which it reads a copy of the store.
+    which it reads a copy of the store. `max_lost` are the seconds of work that are lost, at most, with its process.
     """
 
     device: str
@@ -297,6 +297,7 @@ class Runtime:
     code_version: str
     gpu_share: float = 1.0
     data_cache: Path | None = None
+    max_lost: float = 300.0
 
 
 # Released code, epochs over its four GPUs together: a step here sees as many clips as a step there.

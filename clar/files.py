@@ -1,15 +1,52 @@
-"""Where clar keeps files, and how it writes them so that a reader never sees half of one."""
+"""Where clar keeps files, and how it writes them so that a reader never sees half of one.
 
+Paths are of folders or, for a storage, of a bucket (`clar.buckets`): those have the methods of `pathlib.Path`, and what
+differs between the two is here.
+"""
+
+import io
 import json
 import os
 import secrets
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import platformdirs
+
+
+class Lock(Protocol):
+    """What `lock` gives; a `filelock.FileLock` is one."""
+
+    def acquire(self, timeout: float | None = None) -> object: ...  # noqa: D102
+
+    def release(self) -> None: ...  # noqa: D102
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: Any) -> object: ...
+
+
+def place(text: str | Path) -> Path:
+    """The folder, or the place in a bucket, that a text names.
+
+    Raises:
+        UserError: a URI of neither.
+    """
+    if "://" not in str(text):
+        return Path(text)
+    from clar import buckets
+
+    return buckets.path(str(text))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is one of a file system, and not of a bucket."""
+    return isinstance(path, Path)
 
 
 def cache_dir() -> Path:
@@ -28,7 +65,7 @@ def write_atomically(path: Path, content: bytes | str | Callable[[BinaryIO], obj
         OSError: the disk is full or the folder cannot be written; it names `path`, which is then as it was before.
     """
     try:
-        _write(path, content)
+        (_write if is_folder(path) else _put)(path, content)
     except OSError as error:
         raise _naming(path, error) from error
     except RuntimeError as error:
@@ -62,6 +99,136 @@ def _write(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> N
         partial.unlink(missing_ok=True)
 
 
+def _put(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    from clar import buckets
+
+    if callable(content):
+        file = io.BytesIO()
+        content(file)
+        content = file.getvalue()
+    buckets.write(path, content.encode() if isinstance(content, str) else content)
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if is_folder(path):
+        return path.read_bytes()
+    from clar import buckets
+
+    return buckets.read(path)
+
+
+def append(path: Path, text: str) -> None:
+    """Write a text (UTF-8) at the end of a file. In a bucket that writes the file anew: no two may do so at a time."""
+    if is_folder(path):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+        return
+    try:
+        before = read_bytes(path)
+    except FileNotFoundError:
+        before = b""
+    write_atomically(path, before + text.encode())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; in a bucket there are none to be made."""
+    if is_folder(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there."""
+    if is_folder(path):
+        path.unlink(missing_ok=True)
+        return
+    from clar import buckets
+
+    buckets.remove(path)
+
+
+def move(source: Path, target: Path, last: str) -> None:
+    """Move a folder; in a bucket, where that takes a while, the file called `last` goes last."""
+    if is_folder(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        return
+    from clar import buckets
+
+    buckets.move(source, target, last)
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[Path]:
+    """A file for a library that wants one on a disk: itself, or a copy of what a bucket holds.
+
+    Raises:
+        FileNotFoundError: there is none in the bucket.
+    """
+    if is_folder(path):
+        yield path
+        return
+    content = read_bytes(path)
+    with tempfile.TemporaryDirectory(prefix="clar-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(content)
+        yield copy
+
+
+def lock(path: Path, timeout: float = -1) -> Lock:
+    """The lock of a path, which frees itself when its holder dies.
+
+    Args:
+        path: the lock; its folder is made where it is missing.
+        timeout: seconds after which waiting for it raises `filelock.Timeout`; below 0: never.
+    """
+    if is_folder(path):
+        from filelock import FileLock
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path, timeout=timeout)
+    from clar import buckets
+
+    return buckets.Lease(path, timeout)
+
+
+class Pace:
+    """Says when to write what is written again and again, such as checkpoints.
+
+    So seldom that the writes take no more than `share` of the time, but at least every `longest` seconds.
+
+    Args:
+        share: of the time, that writing may take.
+        longest: seconds of work that may be lost.
+    """
+
+    def __init__(self, share: float, longest: float = float("inf")) -> None:
+        self.share, self.longest = share, longest
+        self.cost = 0.0
+        """Seconds that the last write took."""
+        self.written = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time, at a moment that suits."""
+        return time.monotonic() - self.written >= min(self.cost / self.share, self.longest - self.cost)
+
+    def overdue(self) -> bool:
+        """Whether it is time at any moment: as much is at stake as may be."""
+        return time.monotonic() - self.written >= self.longest - self.cost
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While it is written."""
+        began = time.monotonic()
+        yield
+        self.written = time.monotonic()
+        self.cost = self.written - began
+
+
 @contextmanager
 def held(path: Path, busy: str) -> Iterator[None]:
     """Hold the lock file `path`; the system frees it when a process dies.
@@ -92,7 +259,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """An object that `write_json` wrote; empty where there is none, or none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -24,12 +24,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from clar.clips import ClipStore, cores
 from clar.config import AUGMENTATIONS, RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
-from clar.files import write_json
+from clar.files import lock, write_json
 
 PACKING = "packing.json"
 
@@ -254,10 +252,8 @@ def shares(
     cpus = min(int(resources["CPU"]), about["cores"])
     keys = {name: _key(name, one, stores, about, device) for name, one in wanted.items()}
     path = storage / PACKING
-    lock = storage / "locks" / "packing.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
     # A second driver waits, and then finds measured what it wants too.
-    with FileLock(lock):
+    with lock(storage / "locks" / "packing.lock"):
         known = _read(path)
         missing = sorted(name for name, key in keys.items() if key not in known)
         failures = {}

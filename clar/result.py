@@ -1,6 +1,7 @@
 """What a trial found, and the folder in which it is kept. No tensors: the driver and the tables read it too.
 
-A storage is a folder; each trial has its own below `trials/`, named by its identity:
+A storage is a folder, or a place in a bucket that holds the same. Each trial has its own folder below `trials/`, named
+by its identity:
 
     config.json          what the trial is: fields, identity, fingerprint of the data, version of the code
     checkpoint.pt        where it stands; gone once it is done
@@ -11,8 +12,7 @@ A storage is a folder; each trial has its own below `trials/`, named by its iden
     result.json          written last: a trial that has one is done
 
 Each sweep has one below `sweeps/`, with its tables, `sweep.json`, which says what it is, and `report.json`, which says
-what it has found. Locks lie below `locks/`,
-and trials that were trained anew below `replaced/`.
+what it has found. Locks lie below `locks/`, and trials that were trained anew below `replaced/`.
 
 These files are the truth. Tables and MLflow are written from them.
 """
@@ -27,8 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from clar import files
 from clar.config import RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
 from clar.files import read_json, write_json
@@ -127,7 +128,7 @@ class TrialFolder:
         """
         path = storage / "trials" / identity / "config.json"
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(files.read_bytes(path))
             config, version = TrialConfig(**content["config"]), content.get("results_version", 1)
             folder = cls(storage, config, content["dataset_fingerprint"], version)
         except FileNotFoundError:
@@ -158,7 +159,7 @@ class TrialFolder:
             "config": self.config.model_dump(mode="json"),
         }
         write_json(self.path / "config.json", content)
-        (self.path / "failure.json").unlink(missing_ok=True)
+        files.remove(self.path / "failure.json")
 
     def code_version(self) -> str:
         """Version of the code that began the trial; empty where it has not begun."""
@@ -197,17 +198,15 @@ class TrialFolder:
         Raises:
             UserError: a process is training the trial at this moment.
         """
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.lock, timeout=0):
+            with files.lock(self.lock, timeout=0):
                 if not self.path.exists():
                     return
-                replaced = self.storage / "replaced"
-                replaced.mkdir(parents=True, exist_ok=True)
                 count = 1
-                while (place := replaced / f"{self.identity}-{count}").exists():
+                while (place := self.storage / "replaced" / f"{self.identity}-{count}").exists():
                     count += 1
-                self.path.rename(place)
+                # Which training it is, is what an interrupted move can be gone on with by.
+                files.move(self.path, place, last="config.json")
         except Timeout:
             raise UserError(f"trial {self.identity} is being trained by another process; wait for it") from None
 
@@ -223,7 +222,7 @@ class TrialFolder:
         """
         path = self.path / "epochs.json"
         try:
-            return [EpochRecord(**record) for record in json.loads(path.read_text())]
+            return [EpochRecord(**record) for record in json.loads(files.read_bytes(path))]
         except FileNotFoundError:
             return []
         except (ValueError, TypeError) as error:
@@ -243,7 +242,7 @@ class TrialFolder:
         """
         path = self.path / "result.json"
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(files.read_bytes(path))
             epochs = tuple(EpochRecord(**record) for record in content.pop("epochs"))
             return TrialResult(**content, epochs=epochs)
         except FileNotFoundError:
@@ -253,7 +252,10 @@ class TrialFolder:
 
     def last_log_lines(self, count: int = 3) -> str:
         """The end of the log, for an error message."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        try:
+            lines = files.read_bytes(self.log).decode(errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return ""
         return "\n".join(lines[-count:])
 
 
@@ -288,7 +290,7 @@ class SweepFolder:
         """
         path = self.path / "sweep.json"
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(files.read_bytes(path))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -312,22 +314,21 @@ class SweepFolder:
     @contextmanager
     def driver(self) -> Iterator[None]:
         """While a driver works on the sweep. Several may; the operating system ends it with the process that dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
         # The token: containers that share a host's name may share a process number too.
         path = self.path / f".driver-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}.lock"
-        with FileLock(path):
+        with files.lock(path):
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                files.remove(path)
 
     def drivers_alive(self) -> bool:
         """Whether a driver works on the sweep, the caller's own included. Forgets drivers that died."""
         alive = False
         for path in self.path.glob(".driver-*.lock"):
             try:
-                with FileLock(path, timeout=0):
-                    path.unlink(missing_ok=True)
+                with files.lock(path, timeout=0):
+                    files.remove(path)
             except Timeout:
                 alive = True
             except OSError:  # of another user, or just removed

@@ -13,14 +13,15 @@ from typing import Annotated
 
 import torch
 import typer
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from rich.console import Console
 
-from clar import datasets, local, trainer
+from clar import datasets, files, local, trainer
 from clar.cli import (
     DataCache,
     DataRoot,
     Dataset,
+    MaxLost,
     Preset,
     Seeds,
     Setting,
@@ -53,6 +54,7 @@ def run(
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
     gpu_share: float = 1.0,
+    max_lost: float = 300.0,
     say: Callable[[str], None] | None = None,
 ) -> TrialResult | None:
     """Train the trial of a folder, or go on with it, or read its result where it is done.
@@ -71,6 +73,7 @@ def run(
         stop: asked before every step, and while waiting; when it says so, the trial stops with a checkpoint.
         wait: for another process that is at work on the trial.
         gpu_share: the trial's part of its GPU, above 0 to 1, for the count of its energy and the room for its data.
+        max_lost: seconds of work that a process that is killed may lose.
         say: told in a line where the clips come from; the trial's log is, too.
 
     Raises:
@@ -82,7 +85,10 @@ def run(
         return result
     pretraining = folder.pretraining()
     if pretraining and pretraining.result() is None:
-        run(pretraining, store, device, version, None, on_start, stop=stop, wait=wait, gpu_share=gpu_share)
+        run(
+            pretraining, store, device, version, None, on_start,
+            stop=stop, wait=wait, gpu_share=gpu_share, max_lost=max_lost,
+        )  # fmt: skip
         on_start = None
     with _held(folder, wait, stop):
         if (result := folder.result()) is not None:
@@ -90,21 +96,15 @@ def run(
         if on_start:
             on_start()
         folder.begin(version)
-        known = len(folder.epochs())
+        records = _Records(folder)
+        log = records.log
 
         def keep(epochs: Sequence[EpochRecord]) -> None:
-            nonlocal known
-            folder.write_epochs(epochs)
-            for record in epochs[known:]:
+            for record in records.add(epochs):
                 log(epoch_line(folder.config, record))
                 if on_epoch:
                     on_epoch(record)
-            known = len(epochs)
-
-        def log(text: str) -> None:
-            # A full disk should fail where it loses something, with that file's name, and not here.
-            with suppress(OSError), open(folder.log, "a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            records.write_if_due()
 
         def placed(text: str) -> None:
             log(text)
@@ -116,28 +116,73 @@ def run(
         try:
             result = trainer.train(
                 folder.config, store, device, folder.path, keep,
-                pretrained=encoder, until=until, stop=stop, gpu_share=gpu_share, say=placed,
+                max_lost=max_lost, pretrained=encoder, until=until, stop=stop, gpu_share=gpu_share, say=placed,
             )  # fmt: skip
+            records.write()
             if result is None:
-                log(f"paused after epoch {known}")
+                log(f"paused after epoch {len(records.epochs)}")
                 return None
             log(f"done: test top-1 {result.test_top1:.4f}, {result.train_seconds:.1f} s")
             folder.write_result(result)
         except trainer.Stopped:
+            records.write()
             log("stopped")
             raise
         except Exception:
             log(traceback.format_exc())
             raise
-        (folder.path / trainer.CHECKPOINT).unlink(missing_ok=True)
+        finally:
+            records.flush()
+        files.remove(folder.path / trainer.CHECKPOINT)
         return result
+
+
+class _Records:
+    """A trial's `epochs.json` and `log.txt`, written as often as that takes no time worth mentioning.
+
+    On a disk that is after every epoch; in a bucket, where each write takes a tenth of a second, it may be every tenth.
+    """
+
+    def __init__(self, folder: TrialFolder) -> None:
+        self.folder = folder
+        self.epochs: Sequence[EpochRecord] = folder.epochs()
+        self.known = len(self.epochs)
+        self.lines: list[str] = []
+        self.pace = files.Pace(trainer.TRAFFIC)
+
+    def add(self, epochs: Sequence[EpochRecord]) -> Sequence[EpochRecord]:
+        """The records of all finished epochs; gives those that are new."""
+        new = epochs[self.known :]
+        self.epochs, self.known = epochs, len(epochs)
+        return new
+
+    def log(self, text: str) -> None:
+        """One line, with the time; more for a traceback."""
+        self.lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def write_if_due(self) -> None:
+        """Write both, where it is time."""
+        if self.pace.due():
+            with self.pace.writing():
+                self.write()
+                self.flush()
+
+    def write(self) -> None:
+        """Write the epochs' records."""
+        self.folder.write_epochs(self.epochs)
+
+    def flush(self) -> None:
+        """Write the log."""
+        # A full disk should fail where it loses something, with that file's name, and not here.
+        with suppress(OSError):
+            files.append(self.folder.log, "".join(self.lines))
+            self.lines.clear()
 
 
 @contextmanager
 def _held(folder: TrialFolder, wait: bool, stop: Callable[[], bool] | None) -> Iterator[None]:
     """The trial's lock. The operating system gives it back when the process dies."""
-    folder.lock.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.lock)
+    lock = files.lock(folder.lock)
     while True:
         try:
             lock.acquire(timeout=1 if wait else 0)
@@ -176,6 +221,7 @@ def main(
     storage: Storage = Path("clar_runs"),
     data_root: DataRoot = None,
     data_cache: DataCache = None,
+    max_lost: MaxLost = 300.0,
     tracking_uri: TrackingURI = None,
     cpus_per_trial: Annotated[int, typer.Option(min=0, help="Threads; 0: all cores.")] = 0,
     gpus_per_trial: Annotated[float | None, typer.Option(min=0, help="0: train on the CPU.")] = None,
@@ -194,6 +240,7 @@ def main(
         store=store.path,
         code_version=code_version(),
         gpu_share=min(1.0, gpus_per_trial or 1.0),
+        max_lost=max_lost,
     )
     torch.set_num_threads(runtime.threads)
     console = Console(highlight=False, soft_wrap=True, emoji=False)  # digits:100: is no picture
@@ -210,6 +257,7 @@ def main(
             runtime.code_version,
             lambda record: console.print(epoch_line(config, record)),
             gpu_share=runtime.gpu_share,
+            max_lost=runtime.max_lost,
             say=console.print,
         )
         assert result is not None  # no `until`

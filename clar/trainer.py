@@ -9,7 +9,6 @@ B clips, T samples, N clips of a split, H dimensions of the representation.
 
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,16 +23,19 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from clar import augment, encoders, features, heads, local, losses, optim, probe
+from clar import augment, encoders, features, files, heads, local, losses, optim, probe
 from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
-from clar.files import write_atomically
+from clar.files import Pace, write_atomically
 from clar.meter import Cost, Meter
 from clar.result import EpochRecord, TrialResult
 from clar.seeds import generator
 
 CHECKPOINT, ENCODER = "checkpoint.pt", "encoder.safetensors"
+
+TRAFFIC = 0.01
+"""Share of a trial's time that its checkpoints may take; as much again may go into the records of its epochs."""
 
 EVALUATION_BATCH = 256
 _METADATA = "clar"
@@ -118,7 +120,7 @@ def train(
     device: torch.device | str = "cpu",
     checkpoint_dir: Path | str | None = None,
     on_epoch: Callable[[Sequence[EpochRecord]], None] | None = None,
-    checkpoint_seconds: float = 300.0,
+    max_lost: float = 300.0,
     *,
     pretrained: Path | None = None,
     until: int | None = None,
@@ -140,10 +142,11 @@ def train(
         config: the trial.
         store: the decoded data set that `config.dataset` names.
         device: where to compute.
-        checkpoint_dir: keeps `checkpoint.pt` after every epoch, and `encoder.safetensors` at the end; None: neither.
+        checkpoint_dir: keeps `checkpoint.pt`, and `encoder.safetensors` at the end; None: neither.
         on_epoch: called after each epoch with the records of all finished ones, and once first where a resume finds
             some finished.
-        checkpoint_seconds: an epoch that takes longer is checkpointed inside, this often.
+        max_lost: seconds of work that may be lost where the process is killed. There is a checkpoint after every epoch,
+            unless that would take more than a hundredth of the time, and inside of epochs that take longer than this.
         pretrained: the `encoder.safetensors` of `config.pretraining()`, for a trial that has one.
         until: stop once that many of the trial's own epochs are finished, and return None; None, or as many as there
             are: to the end.
@@ -158,7 +161,7 @@ def train(
         Stopped: `stop` said so.
     """
     weights = _pretrained_encoder(config, store, pretrained)
-    folder = Path(checkpoint_dir) if checkpoint_dir else None
+    folder = files.place(checkpoint_dir) if checkpoint_dir else None
     run = Run(config, store, torch.device(device), folder, gpu_share)
     if say:
         say(run.clips.placement)
@@ -168,7 +171,7 @@ def train(
     if on_epoch and run.records:
         on_epoch(tuple(run.records))
     probed: Probed | None = None
-    saved = time.monotonic()
+    checkpoints = Pace(TRAFFIC, max_lost)
     pause = math.inf if until is None or until >= config.stage_epochs else until * run.steps_per_epoch
     while run.step < min(pause, run.total_steps):
         if stop and stop():
@@ -177,13 +180,16 @@ def train(
         run.train_step()
         if run.step % run.steps_per_epoch == 0:
             probed = run.finish_epoch()
-            run.save()
-            saved = time.monotonic()
+            if checkpoints.due() or run.step == pause:
+                with checkpoints.writing():
+                    run.save()
+            else:
+                run.tick()  # the meter wants to be read now and then
             if on_epoch:
                 on_epoch(tuple(run.records))
-        elif time.monotonic() - saved > checkpoint_seconds:
-            run.save()
-            saved = time.monotonic()
+        elif checkpoints.overdue():
+            with checkpoints.writing():
+                run.save()
     return run.finish(probed) if pause == math.inf else None
 
 
@@ -375,7 +381,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
-        self.tick()  # without a folder too: the meter wants to be read now and then
+        self.tick()
         if self.folder is None:
             return
         content = {
@@ -395,11 +401,14 @@ class Run:
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        path = self.folder / CHECKPOINT if self.folder else None
-        if path is None or not path.exists():
+        if self.folder is None:
             return
+        path = self.folder / CHECKPOINT
         try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
+            with files.on_disk(path) as file:
+                content = torch.load(file, map_location=self.device, weights_only=True)
+        except FileNotFoundError:
+            return
         except Exception as error:
             raise UserError(f"{path} is damaged ({error}); delete it to train this trial from the start") from error
         identity = self.config.identity(self.store.fingerprint)
@@ -546,12 +555,13 @@ def load_encoder(path: Path | str, device: torch.device | str = "cpu") -> Loaded
     Raises:
         UserError: the file is missing, damaged, or not an encoder of this project.
     """
-    about, config, tensors = _read_encoder(Path(path))
+    path = files.place(path)
+    about, config, tensors = _read_encoder(path)
     encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:
-        raise _no_encoder(Path(path), error) from error
+        raise _no_encoder(path, error) from error
     module = nn.Sequential(front_end(config, about["sample_rate"]), encoder).to(device).eval()
     return LoadedEncoder(module, config, about["sample_rate"], about["clip_samples"])
 
@@ -577,9 +587,9 @@ def _pretrained_encoder(config: TrialConfig, store: ClipStore, path: Path | None
 def _read_encoder(path: Path) -> tuple[dict[str, Any], TrialConfig, dict[str, Tensor]]:
     """What the file says about itself, the trial that wrote it, and the weights."""
     if not path.is_file():
-        raise UserError(f"no encoder at {os.fspath(path)}; a trial's folder holds one as {ENCODER}")
+        raise UserError(f"no encoder at {path}; a trial's folder holds one as {ENCODER}")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with files.on_disk(path) as copy, safetensors.safe_open(copy, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return about, TrialConfig(**about["config"]), tensors

@@ -27,7 +27,7 @@ IN_THE_IDENTITY = {
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
     "finetune_learning_rate": 0.05, "fold": 3,
 }  # fmt: skip
-NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share", "data_cache"}
+NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share", "data_cache", "max_lost"}
 
 
 def test_every_field_is_one_that_enters_the_identity_or_one_that_does_not() -> None:

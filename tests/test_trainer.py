@@ -250,7 +250,7 @@ from clar.config import TrialConfig
 torch.set_num_threads(1)
 config = TrialConfig(**json.loads(sys.argv[1]))
 result = trainer.train(
-    config, ClipStore.open(Path(sys.argv[2])), "cpu", Path(sys.argv[3]), checkpoint_seconds=0,
+    config, ClipStore.open(Path(sys.argv[2])), "cpu", Path(sys.argv[3]), max_lost=0,
     pretrained=Path(sys.argv[4]) if sys.argv[4] else None,
 )
 Path(sys.argv[3], "result.json").write_text(json.dumps(dataclasses.asdict(result)))
