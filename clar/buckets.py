@@ -38,6 +38,8 @@ _ASK_SECONDS = 0.5
 _PASSING = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
 """What s3fs makes of the answers 500 to 599, of `SlowDown`, and of two writes at the same moment."""
 _FULL = 507
+_CLIENT = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}
+"""botocore's own tries would be unheard."""
 
 
 def _say(line: str) -> None:
@@ -82,7 +84,7 @@ class Bucket(S3Path):
     @classmethod
     def _fs_factory(cls, urlpath: str, protocol: str, storage_options: Any) -> _Patient:
         # Others write here too: a listing that is kept would be one of a moment ago.
-        return _Patient(use_listings_cache=False, **storage_options)
+        return _Patient(use_listings_cache=False, config_kwargs=_CLIENT, **storage_options)
 
 
 # Paths made of others are made through the registry; this process uses it for nothing else.
