@@ -9,6 +9,7 @@ path.
 
 import asyncio
 import errno
+import os
 import secrets
 import sys
 import threading
@@ -156,6 +157,16 @@ def read(place: Path) -> bytes:
 def write(place: Path, content: bytes) -> None:
     """Write an object, whole or not at all."""
     _files(place).pipe_file(_path(place), content)
+
+
+def upload(file: Path, place: Path) -> None:
+    """Write a file of any size, in parts, whole or not at all."""
+    _files(place).put_file(os.fspath(file), _path(place))
+
+
+def download(place: Path, file: Path) -> None:
+    """Write an object of any size into a file."""
+    _files(place).get_file(_path(place), os.fspath(file))
 
 
 def remove(place: Path) -> None:

@@ -55,6 +55,9 @@ _INTERRUPTED = 130
 _UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 """What is wrong with a path that the user named, or with the rights to it."""
 
+_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+"""What a storage answers that is not there at the moment."""
+
 
 def command(app: typer.Typer) -> int:
     """Run a command line; its exit code: 0 done, 1 trials failed, 2 the command was wrong, 130 interrupted."""
@@ -78,11 +81,12 @@ def command(app: typer.Typer) -> int:
         if error.errno in _UNREACHABLE and error.filename:
             print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
             return 2
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to it"
+        if advice != "make room" and error.errno not in _AWAY:
             raise
         where = error.filename or "a disk"
         print(
-            f"error: {where}: {error.strerror}; nothing finished is lost: make room, and the same command goes on",
+            f"error: {where}: {error.strerror}; nothing finished is lost: {advice}, and the same command goes on",
             file=sys.stderr,
         )
         return 1

@@ -179,6 +179,20 @@ def on_disk(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def upload(source: Path, target: Path) -> None:
+    """Write a file of this machine's into a bucket, in parts where it is large: whole or not at all."""
+    from clar import buckets
+
+    buckets.upload(source, target)
+
+
+def download(source: Path, target: Path) -> None:
+    """Write what a bucket holds into a file of this machine's."""
+    from clar import buckets
+
+    buckets.download(source, target)
+
+
 def lock(path: Path, timeout: float = -1) -> Lock:
     """The lock of a path, which frees itself when its holder dies.
 

@@ -1,7 +1,7 @@
 """A data set on this node: its own copy of a store on shared storage, and whether the store fits into memory.
 
-A cluster's nodes see one store through the network. Each copies it once to its own disk, and every trial of the node
-maps that one file.
+A cluster's nodes see one store through the network, or fetch it from the bucket of the sweep's storage. Each copies it
+once to its own disk, and every trial of the node maps that one file.
 """
 
 import errno
@@ -10,14 +10,17 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from clar import progress
+from clar import files, progress
 from clar.clips import ClipStore, DamagedStore, fingerprint_of
 from clar.errors import UserError
 from clar.files import held
 
 _CHUNK = 2**22
+_LAST = "meta.json"
+"""What makes a folder a store: written last where it may be seen half done."""
 _SPARE = 2**30
 """Bytes of the disk that a copy leaves free."""
 
@@ -29,44 +32,75 @@ def copy(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None) ->
     written and has the store's fingerprint. Copies of other stores are left alone.
 
     Args:
-        path: the store.
-        folder: of copies, on a disk of this node; None: the store itself is used.
+        path: the store, or where `publish` has put it into a bucket.
+        folder: of copies, on a disk of this node; None: the store itself is used, or, from a bucket, a copy in the
+            cache folder.
 
     Raises:
         UserError: there is no store at `path`, the folder cannot be written, or what arrives is not the store, twice.
     """
-    store = ClipStore.open(path)
+    place = files.place(os.fspath(path) if isinstance(path, os.PathLike) else path)
+    if not files.is_folder(place):
+        # Its name says what it is: neither the bucket nor this node's disk need be asked for more.
+        return _kept(Path(folder or files.cache_dir()).expanduser().absolute() / place.name, place.name, place)
+    store = ClipStore.open(place)
     if folder is None:
         return store
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", store.name)[-80:]
-    target = Path(folder).expanduser().absolute() / f"{name}-{store.fingerprint[:16]}"
+    target = Path(folder).expanduser().absolute() / _named(store)
     if target.is_relative_to(store.path) or store.path.is_relative_to(target):
         return store
+    return _kept(target, store.name, store)
+
+
+def publish(store: ClipStore, storage: Path) -> Path:
+    """Put a store into the bucket of a storage, unless it is there, for nodes to fetch it; gives its place."""
+    place = storage / "data" / _named(store)
+    if not (place / _LAST).exists():
+        names = sorted((file.name for file in store.path.iterdir()), key=lambda name: (name == _LAST, name))
+        with progress.bar(f"{store.name}: copying to {storage}", _size(store), in_bytes=True) as bar:
+            for name in names:
+                files.upload(store.path / name, place / name)
+                bar.advance((store.path / name).stat().st_size)
+    return place
+
+
+def _named(store: ClipStore) -> str:
+    """A file name that says which data these are."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', store.name)[-80:]}-{store.fingerprint[:16]}"
+
+
+def _size(store: ClipStore) -> int:
+    return sum(file.stat().st_size for file in store.path.iterdir())
+
+
+def _kept(target: Path, name: str, source: ClipStore | Path) -> ClipStore:
+    """The copy at `target` of a store, or of one in a bucket, made where it is missing."""
     try:
-        if (there := _open(target, store)) is not None:
+        if (there := _open(target)) is not None:
             return there
         target.parent.mkdir(parents=True, exist_ok=True)
-        with held(target.with_name(f".{target.name}.lock"), f"another process is copying {store.name}"):
-            if (there := _open(target, store)) is not None:
+        with held(target.with_name(f".{target.name}.lock"), f"another process is copying {name}"):
+            if (there := _open(target)) is not None:
                 return there
-            return _copy(store, target)
+            return _copy(source, target) if isinstance(source, ClipStore) else _fetch(source, target)
     except OSError as error:
         raise UserError(
-            f"--data-cache {os.fspath(folder)}: cannot keep a copy of {store.name} there: {error.strerror or error}; "
+            f"--data-cache {target.parent}: cannot keep a copy of {name} there: {error.strerror or error}; "
             "make room or name another folder"
         ) from error
 
 
-def _open(target: Path, store: ClipStore) -> ClipStore | None:
+def _open(target: Path) -> ClipStore | None:
+    """The copy that is there, if it is whole."""
     try:
         there = ClipStore.open(target) if target.is_dir() else None
     except DamagedStore:
         return None
-    return there if there and there.fingerprint == store.fingerprint else None
+    return there if there and target.name.endswith(there.fingerprint[:16]) else None
 
 
 def _copy(store: ClipStore, target: Path) -> ClipStore:
-    size = sum(file.stat().st_size for file in store.path.iterdir())
+    size = _size(store)
     free = shutil.disk_usage(target.parent).free
     if free < size + _SPARE:
         # A sweep on fifty nodes should not end because one of them has a small disk.
@@ -76,36 +110,55 @@ def _copy(store: ClipStore, target: Path) -> ClipStore:
             file=sys.stderr,
         )
         return store
-    partial = target.with_name(f".{target.name}.partial")
+
+    def fill(partial: Path) -> None:
+        with progress.bar(f"{store.name}: copying to {target.parent}", size, in_bytes=True) as bar:
+            for file in store.path.iterdir():
+                _copy_file(file, partial / file.name, bar)
+
     try:
-        return _copy_twice(store, target, partial, size)
+        return _made(target, fill, store.path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"{target.parent} is full: {store.name} is read from {store.path}", file=sys.stderr)
         return store
+
+
+def _fetch(place: Path, target: Path) -> ClipStore:
+    """Copy a store from a bucket: its clips are mapped, and so must be here."""
+
+    def fill(partial: Path) -> None:
+        if not (place / _LAST).exists():
+            raise UserError(f"there is no clip store at {place}")
+        for file in place.iterdir():
+            files.download(file, partial / file.name)
+
+    return _made(target, fill, place)
+
+
+def _made(target: Path, fill: Callable[[Path], None], source: Path) -> ClipStore:
+    """Have `target` filled, and once more if what is in it then is not what its name says."""
+    partial = target.with_name(f".{target.name}.partial")
+    expected, found = target.name[-16:], ""
+    try:
+        for _ in range(2):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            fill(partial)
+            try:
+                found = _fingerprint(partial)[:16]
+            except DamagedStore:
+                found = "of no store"
+            if found == expected:
+                shutil.rmtree(target, ignore_errors=True)
+                partial.rename(target)
+                return ClipStore.open(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _copy_twice(store: ClipStore, target: Path, partial: Path, size: int) -> ClipStore:
-    """Copy, and once more if the first copy is not what the store is."""
-    found = ""
-    for _ in range(2):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        with progress.bar(f"{store.name}: copying to {target.parent}", size, in_bytes=True) as bar:
-            # meta.json last: without it, a folder is no store.
-            for file in sorted(store.path.iterdir(), key=lambda file: (file.name == "meta.json", file.name)):
-                _copy_file(file, partial / file.name, bar)
-        found = _fingerprint(partial)
-        if found == store.fingerprint:
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            return ClipStore.open(target)
     raise UserError(
-        f"{store.path}: its copy in {target.parent} has the fingerprint {found[:12]} and not {store.fingerprint[:12]}, "
-        f"twice: the store is damaged, or one of the disks; build it again with `python -m clar.datasets prepare`"
+        f"{source}: its copy in {target.parent} has the fingerprint {found} and not {expected}, twice: the store is "
+        f"damaged, or one of the disks; build it again with `python -m clar.datasets prepare`"
     )
 
 

@@ -65,7 +65,7 @@ def test_what_arrives_wrong_is_not_believed(store, tmp_path, monkeypatch):
     assert local.copy(store.path, tmp_path / "once").fingerprint == store.fingerprint
     assert len(spoilt) == 1
     times = 9
-    with pytest.raises(UserError, match=r"has the fingerprint \w{12} and not \w{12}, twice"):
+    with pytest.raises(UserError, match=r"has the fingerprint \w{16} and not \w{16}, twice"):
         local.copy(store.path, tmp_path / "always")
     assert not [path for path in (tmp_path / "always").iterdir() if path.is_dir()]
 

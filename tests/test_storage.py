@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from clar import buckets, files, train, trainer
+from clar import buckets, files, local, train, trainer
 from clar.cli import storage_path
 from clar.clips import ClipStore
 from clar.config import TrialConfig
@@ -293,6 +293,34 @@ def test_a_sweep_in_a_bucket_knows_its_drivers(bucket: Path) -> None:
         sweep.write({"name": "study"})
     assert not sweep.drivers_alive()
     assert [found.path.name for found in SweepFolder.all(bucket)] == ["study-0000000000000000"]
+
+
+def test_a_store_in_a_bucket_is_fetched_once_a_node(
+    tone_store: ClipStore, bucket: Path, server: s3.Moody, tmp_path: Path
+) -> None:
+    place = local.publish(tone_store, bucket)
+    assert place.parent == bucket / "data"
+    asked = len(server.asked)
+    assert local.publish(tone_store, bucket) == place
+    assert not [path for method, path in server.asked[asked:] if method in ("PUT", "POST")]
+    copy = local.copy(place, tmp_path / "node")
+    assert copy.path.parent == tmp_path / "node"
+    assert copy.fingerprint == tone_store.fingerprint
+    assert (copy.clips == tone_store.clips).all()
+    asked = len(server.asked)
+    assert local.copy(place, tmp_path / "node").path == copy.path
+    assert len(server.asked) == asked, "a node that has it asks for nothing"
+    # What arrives wrong is not believed, nor what is not there.
+    files.write_atomically(place / "clips.int16", bytes(tone_store.clips.nbytes))
+    with pytest.raises(UserError, match=r"has the fingerprint \w{16} and not \w{16}, twice"):
+        local.copy(place, tmp_path / "other")
+    files.write_atomically(place / "labels.npy", b"")
+    with pytest.raises(UserError, match="of no store and not"):
+        local.copy(place, tmp_path / "other")
+    files.remove(place / "meta.json")
+    with pytest.raises(UserError, match="there is no clip store at s3://"):
+        local.copy(place, tmp_path / "other")
+    assert not [path for path in (tmp_path / "other").iterdir() if path.is_dir()]
 
 
 @pytest.mark.slow
