@@ -156,6 +156,7 @@ def write(plan: Plan, live: bool = True, folder: Path | None = None) -> Outcome:
         folder: for the files; None: the sweep's own.
     """
     outcome = Outcome(folder or plan.output.path)
+    plan.refresh()
     grids = list(_grids(plan, live))
     for study, metric, stem, grid in grids:
         outcome.section(study.name, heading(study.name))

@@ -24,7 +24,7 @@ from typing import Any, Self, cast
 import filelock
 import s3fs
 import upath.registry
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from fsspec.asyn import sync_wrapper
 from upath.implementations.cloud import S3Path
 
@@ -139,6 +139,11 @@ def check(place: Path, write: bool) -> None:
             fs.call_s3("delete_object", **where)
     except FileNotFoundError:
         raise UserError(f"--storage {place}: there is no bucket {_bucket(place)}; make it first") from None
+    except NoCredentialsError:
+        raise UserError(
+            f"--storage {place}: no credentials; give them by AWS_PROFILE, by AWS_ACCESS_KEY_ID and "
+            f"AWS_SECRET_ACCESS_KEY, or by the machine's role"
+        ) from None
     except (OSError, BotoCoreError) as error:
         raise UserError(f"--storage {place}: {_reason(error)}") from None
     finally:

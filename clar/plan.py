@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from clar.config import RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
+from clar.files import at_once
 from clar.result import SweepFolder, TrialFolder, TrialResult
 from clar.rounds import Budget, Goal, Halving, Interval, Precision, Rounds, group_of
 from clar.search import Searching
@@ -225,8 +226,9 @@ class Plan:
                 answered, as it was for the driver, which went on without it.
         """
         for number, goals in enumerate(self.rounds(), 1):
-            if not all(goal.reached() or (goal.folder.failure() and not failed_again) for goal in goals):
-                return number
+            for goal, reached in zip(goals, at_once(Goal.reached, goals, self.storage), strict=True):
+                if not reached and (failed_again or not goal.folder.failure()):
+                    return number
         return None
 
     def _more_seeds(self, study: Study, precision: Precision) -> Iterator[list[Goal]]:
@@ -278,16 +280,34 @@ class Plan:
             self._results[folder.identity] = result
         return self._results[folder.identity]
 
+    def results(self) -> list[tuple[TrialFolder, TrialResult]]:
+        """The results that have been read, with their trials."""
+        found = ((folder, self._results.get(identity)) for identity, folder in self.folders.items())
+        return [(folder, result) for folder, result in found if result is not None]
+
+    def refresh(self) -> None:
+        """Read the results that have come since: one look at what there is, and each of them once."""
+        done = {path.parent.name for path in self.storage.glob("trials/*/result.json")}
+        new = [
+            folder for identity, folder in self.folders.items()
+            if identity in done and self._results.get(identity) is None
+        ]  # fmt: skip
+        at_once(self.result, new, self.storage)
+        if self.frozen:
+            for identity in self.folders:
+                self._results.setdefault(identity, None)
+
     def forget(self) -> None:
         """Read the results anew: some were put aside."""
         self._results.clear()
 
     def open(self) -> list[TrialFolder]:
         """The trials that are neither done nor cut."""
+        self.refresh()
         cut = self.cut()
         return [
-            folder for folder in self.folders.values()
-            if folder.identity not in cut and self.result(folder) is None
+            folder for identity, folder in self.folders.items()
+            if identity not in cut and self._results.get(identity) is None
         ]  # fmt: skip
 
     def cut(self) -> set[str]:
@@ -311,7 +331,8 @@ class Plan:
 
     def summary(self) -> str:
         """How many there are and how many of them are done."""
-        done = sum(self.result(folder) is not None for folder in self.folders.values())
+        self.refresh()
+        done = len(self.results())
         count = len(self.folders) - len(self.support)
         support = f" and {len(self.support)} pre-trainings" if self.support else ""
         searched = sum(search.trials * (self.folds_of(search.base.dataset) or 1) for search in self.searches)
@@ -331,8 +352,9 @@ class Plan:
         known = self.output.read() or {}
         # Found done when first asked for, a trial was saved; found done by a later run of the command, it is its own.
         before, reused = set(known.get("trials", ())), dict(known.get("reused", {}))
+        self.refresh()
         for identity, folder in self.folders.items():
-            if identity not in before and self.result(folder) is not None:
+            if identity not in before and self._results.get(identity) is not None:
                 reused[identity] = folder.run_token()
         self.output.write(
             {

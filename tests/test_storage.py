@@ -187,7 +187,7 @@ def test_what_cannot_be_a_storage_is_said_in_a_line(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     buckets._Patient.clear_instance_cache()
-    with pytest.raises(UserError, match=r"Unable to locate credentials"):
+    with pytest.raises(UserError, match="no credentials; give them by AWS_PROFILE"):
         storage_path(files.place(str(bucket)))
 
 

@@ -138,7 +138,7 @@ def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: 
         (["augmentations", "--cpus-per-trial", "4096"], "--cpus-per-trial 4096: there are"),
         (["augmentations", "--gpus-per-trial", "64"], "--gpus-per-trial 64: there are"),
         (["augmentations", "--storage", "/proc/nowhere"], "--storage /proc/nowhere: cannot make the folder"),
-        (["augmentations", "--storage", "s3://bucket/runs"], "only folders can be a storage"),
+        (["augmentations", "--storage", "gs://bucket/runs"], "a storage is a folder or s3://BUCKET/PREFIX"),
         (["augmentations", "--gpus-per-trial", "nan"], "--gpus-per-trial"),
         (
             ["augmentations", "--dataset", "digits:120", "--set", "batch_size=85"],
