@@ -13,7 +13,7 @@ from clar import progress
 from clar.cli import command
 from clar.datasets.decode import Unusable, decode
 from clar.errors import UserError
-from clar.files import write_atomically
+from clar.files import place, write_atomically
 from clar.trainer import ENCODER, LoadedEncoder, load_encoder
 
 
@@ -44,7 +44,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    checkpoint: Annotated[Path, typer.Argument(help=f"A trial's folder, or its {ENCODER}.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(help=f"A trial's folder, or its {ENCODER}.", parser=place, show_default=False)
+    ],
     files: Annotated[list[Path], typer.Argument(help="Audio files.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option(help="NumPy file (N, H) to write; default: CSV on the screen.", show_default=False)

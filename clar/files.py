@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import platformdirs
 
+from clar.errors import UserError
+
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
@@ -41,12 +43,16 @@ def place(text: str | Path) -> Path:
     """The folder, or the place in a bucket, that a text names.
 
     Raises:
-        UserError: a URI of neither.
+        UserError: a URI of neither, or what buckets need is not installed.
     """
     if "://" not in str(text):
         return Path(text)
-    from clar import buckets
-
+    try:
+        from clar import buckets
+    except ImportError as error:
+        raise UserError(
+            f"{text}: {error}; a storage in a bucket needs the extra: pip install 'clar[cluster]'"
+        ) from None
     return buckets.path(str(text))
 
 
