@@ -106,7 +106,7 @@ def from_mlflow(name: str, uri: str, folder: Path, advance: Advance = lambda *_:
             known = [experiment.name.removeprefix("clar/") for experiment in client.search_experiments()
                      if experiment.name.startswith("clar/")]  # fmt: skip
             hint = near(stem, known) if known else "; it holds no sweep yet"
-            raise UserError(f"no sweep {name!r} in MLflow at {uri}{hint}")
+            raise UserError(f"no sweep {name!r} in MLflow at {tracking.shown(uri)}{hint}")
         parent = parents.pop()
         about = _about(client, parent, folder)
         runs = _children(client, parent, advance)
@@ -120,7 +120,7 @@ def from_mlflow(name: str, uri: str, folder: Path, advance: Advance = lambda *_:
     except Exception as error:
         reason = tracking.one_line(error)[:150]
         raise UserError(
-            f"--tracking-uri {uri}: cannot be read; is it right, and does the server run? ({reason})"
+            f"--tracking-uri {tracking.shown(uri)}: cannot be read; is it right, and does the server run? ({reason})"
         ) from error
     by_identity = {run.data.tags.get("clar.identity", ""): run.info.run_id for run in runs}
 
@@ -130,7 +130,7 @@ def from_mlflow(name: str, uri: str, folder: Path, advance: Advance = lambda *_:
 
     others = [f"{run.data.tags['clar.sweep']}-{run.data.tags['clar.parent']}" for run in parents]
     live = parent.info.status == "RUNNING"
-    return Loaded(plan, about, live, uri, others, parent.info.run_id, fetch)
+    return Loaded(plan, about, live, tracking.shown(uri), others, parent.info.run_id, fetch)
 
 
 def _plan(

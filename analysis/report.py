@@ -655,8 +655,8 @@ def _log(found: Loaded, made: Outcome, report: Report, uri: str) -> str:
             found.plan.output.write_report(said, names)
             tracking.write_parent(uri, found.plan.output)
     except Exception as error:
-        return f"{uri} cannot be written ({tracking.one_line(error)[:150]}); all is in {made.folder}"
-    return uri
+        return f"{tracking.shown(uri)} cannot be written ({tracking.one_line(error)[:150]}); all is in {made.folder}"
+    return tracking.shown(uri)
 
 
 if __name__ == "__main__":

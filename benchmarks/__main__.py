@@ -9,7 +9,10 @@ BENCHMARKS = {
     "augment": "clips per second of each augmentation, beside librosa and torch-audiomentations",
     "data": "decoding, opening and reading a clip store, beside a plain soundfile loop",
     "report": "how long the report of a sweep takes, of 245 and of 5,000 trials",
+    "scale": "what the driver costs on a simulated cluster of 64 nodes x 8 GPUs, and tables of 20,000 trials",
+    "storage": "what checkpoints cost a trial, in a folder and in a bucket, beside one after every epoch",
     "sweep": "what a sweep costs beside its trials: time a trial, memory, the table of finished ones",
+    "tracking": "what 200 running trials cost a shared MLflow server, beside a request a metric",
 }
 
 

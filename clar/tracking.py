@@ -11,6 +11,9 @@ or by `sync`, and writing it twice adds nothing:
 - A metric's time is the run's start and its step, so that whoever writes it again writes the same, which MLflow drops.
 - A run becomes FINISHED with its last write.
 
+A result or a failure is written at once. The epochs of running trials come after, several in one request, and take at
+most a quarter of the thread's time: however many trials run, one server bears them.
+
 A trial's run is FINISHED once it has its result, RUNNING while a driver is at work, FAILED, or else KILLED; the tag
 `clar.state` says more: done, running, failed, cut (by early stopping), stopped.
 """
@@ -28,18 +31,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import typer
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from tenacity import retry, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
 from clar import progress
 from clar.cli import Storage, TrackingURI, command, storage_path
 from clar.errors import UserError
-from clar.files import write_atomically
+from clar.files import Lock, cache_dir, is_folder, lock, read_bytes, write_atomically
 from clar.result import EpochRecord, SweepFolder, TrialFolder, TrialResult
 
 if TYPE_CHECKING:
@@ -59,8 +63,16 @@ _INTERRUPT_SECONDS = 10.0
 _STUCK_SECONDS = 90.0
 """More than any one write can take, with all its tries and their timeouts."""
 _LOCK_SECONDS = 60.0
+_LIVE_SECONDS = 15.0
+"""Between two writes of a running trial's epochs, and before the first."""
+_LIVE_SHARE = 0.25
+"""Of the thread's time, what epochs of running trials may take. It bounds what they cost the server, which is asked one
+thing at a time: a quarter of a core."""
 _TELL_SECONDS = 20.0
 """How long the end of a sweep waits for a server that is there, without a word."""
+
+_REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+_REFUSED = "it refuses this account: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 
 _STATUS = {"done": "FINISHED", "running": "RUNNING", "failed": "FAILED", "cut": "KILLED", "stopped": "KILLED"}
 _SWEEP_FILE = "sweep.json"
@@ -87,8 +99,10 @@ _patiently = retry(
 
 
 def default_uri(storage: Path) -> str:
-    """The SQLite file in the storage."""
-    return f"sqlite:///{storage / DATABASE}"
+    """An SQLite file in the storage; for a storage in a bucket, in this machine's cache folder."""
+    if is_folder(storage):
+        return f"sqlite:///{storage / DATABASE}"
+    return f"sqlite:///{cache_dir() / 'mlflow' / hashlib.sha256(str(storage).encode()).hexdigest()[:16]}.db"
 
 
 class Tracker:
@@ -109,6 +123,10 @@ class Tracker:
         """Whether `finish` has written everything."""
         self._news = threading.Condition()
         self._pending: dict[str, TrialFolder] = {}
+        self._live: dict[str, TrialFolder] = {}
+        self._live_at = 0.0
+        self._told: dict[str, float] = {}
+        self._missed: set[str] = set()
         self._begun = self._asked = self._finishing = self._leaving = self._interrupted = self._given_up = False
         self._said_away = self._said_back = False
         self._away_since: float | None = None
@@ -124,11 +142,26 @@ class Tracker:
             self._news.notify()
 
     def trial(self, folder: TrialFolder) -> None:
-        """There is news of a trial: epochs, a result or a failure. Returns at once."""
+        """There is news of a trial that is to be written soon: a result, a failure, a pause. Returns at once."""
+        self._told.pop(folder.identity, None)
         with self._news:
             self._begun = True
+            self._live.pop(folder.identity, None)
             self._pending[folder.identity] = folder
             self._news.notify()
+
+    def epochs(self, folder: TrialFolder) -> None:
+        """A running trial has finished an epoch; it is written when it is the trial's turn. Returns at once."""
+        identity, now = folder.identity, time.monotonic()
+        # A thousand short trials are not worth a write each before their result.
+        if now - self._told.setdefault(identity, now) < _LIVE_SECONDS:
+            return
+        self._told[identity] = now
+        with self._news:
+            self._begun = True
+            if identity not in self._pending and identity not in self._live:
+                self._live[identity] = folder
+                self._news.notify()
 
     def finish(self) -> None:
         """Write what is missing of all trials in `sweep.json`, its note, files and clock, and end it as its state says.
@@ -152,15 +185,15 @@ class Tracker:
         except KeyboardInterrupt:
             self._leave(True)
             raise
-        if kind is None and not self.complete and (self._asked or self._pending):
+        if kind is None and not self.complete and (self._asked or self._pending or self._live):
             self.say(
-                f"MLflow at {self.uri} lacks some of this sweep ({self._reason}). All results are in "
+                f"MLflow at {shown(self.uri)} lacks some of this sweep ({self._reason}). All results are in "
                 f"{self.sweep.storage}; `{self._sync()}` writes what is missing"
             )
 
     def _sync(self) -> str:
         """The command that writes what is missing."""
-        uri = "" if self.uri == default_uri(self.sweep.storage) else f" --tracking-uri {self.uri}"
+        uri = "" if self.uri == default_uri(self.sweep.storage) else f" --tracking-uri {shown(self.uri)}"
         return f"python -m clar.tracking sync --storage {self.sweep.storage}{uri}"
 
     def _leave(self, interrupted: bool) -> None:
@@ -177,7 +210,7 @@ class Tracker:
             if interrupted and waited > _INTERRUPT_SECONDS:
                 return
             if not interrupted and not told and waited > _TELL_SECONDS and self._away_since is None:
-                self.say(f"waiting for MLflow at {self.uri}; Ctrl-C leaves the rest to `{self._sync()}`")
+                self.say(f"waiting for MLflow at {shown(self.uri)}; Ctrl-C leaves the rest to `{self._sync()}`")
                 told = True
             if time.monotonic() - max(began, self._progress) > _STUCK_SECONDS:
                 self._reason = self._reason or "no answer"
@@ -201,15 +234,20 @@ class Tracker:
                 self._wrote()
         if writer is not None and not self.complete:
             with suppress(Exception):
-                writer.settle(list(self._pending.values()), time.monotonic() + _INTERRUPT_SECONDS)
+                writer.settle([*self._pending.values(), *self._live.values()], time.monotonic() + _INTERRUPT_SECONDS)
 
     def _wait(self, first: bool) -> bool:
         """Until there is something to write and the server may be asked; False where there is nothing more to do."""
         with self._news:
             while not self._interrupted and not self._given_up:
-                wait = None if self._away_since is None else self._retry_at - time.monotonic()
-                if self._pending or self._finishing or (first and self._begun and not self._leaving):
-                    if wait is None or wait <= 0:
+                wait = None
+                urgent = self._pending or self._finishing or (first and self._begun and not self._leaving)
+                if urgent or self._live:
+                    at = self._retry_at if self._away_since is not None else 0.0
+                    if not urgent and not self._leaving:
+                        at = max(at, self._live_at)
+                    wait = at - time.monotonic()
+                    if wait <= 0:
                         return True
                 elif self._leaving:
                     return False
@@ -218,27 +256,38 @@ class Tracker:
 
     def _write(self, writer: "_Writer") -> None:
         with self._news:
-            folder = self._pending.pop(next(iter(self._pending), ""), None)
+            finishing = self._finishing and not self._pending
+            queue = self._pending or self._live
+            folder = None if finishing else queue.pop(next(iter(queue)))
+            if finishing:
+                self._live.clear()
+                self._missed.clear()
         if folder is None:
             writer.everything(_others_drive(self.sweep))
             self._finishing, self.complete = False, not writer.faults
             self._reason = "; ".join(f"trial {identity}: {reason}" for identity, reason in writer.faults.items())[:300]
             return
+        began = time.monotonic()
         try:
-            writer.trial(folder, live=True)
+            writer.trial(folder, live=True, epochs_only=queue is self._live)
         except Exception:
             with self._news:
-                self._pending.setdefault(folder.identity, folder)
+                queue.setdefault(folder.identity, folder)
             raise
+        with self._news:
+            self._missed.discard(folder.identity)
+            if queue is self._live:
+                now = time.monotonic()
+                self._live_at = now + (now - began) * (1 / _LIVE_SHARE - 1)
 
     def _wrote(self) -> None:
         """Something has been written: the server is there."""
         with self._news:
             self._progress, self._away_since = time.monotonic(), None
-            caught_up = self._said_away and not self._said_back and not self._pending
+            caught_up = self._said_away and not self._said_back and not self._pending and not self._missed
             self._said_back = self._said_back or caught_up
         if caught_up:
-            self.say(f"MLflow at {self.uri} is back, and what it missed is written")
+            self.say(f"MLflow at {shown(self.uri)} is back, and what it missed is written")
 
     def _failed(self, error: Exception) -> None:
         now = time.monotonic()
@@ -246,11 +295,28 @@ class Tracker:
             if self._away_since is None:
                 self._away_since = now
             self._reason = one_line(error)
+            self._missed |= self._live.keys()
             self._retry_at = now + (_HASTE_SECONDS if self._leaving else _RETRY_SECONDS)
-            self._given_up = self._leaving and now - self._away_since > _PATIENCE_SECONDS
+            refused = getattr(error, "error_code", "") in _REFUSALS
+            self._given_up = self._leaving and (refused or now - self._away_since > _PATIENCE_SECONDS)
             first, self._said_away = not self._said_away, True
         if first:
-            self.say(f"MLflow at {self.uri} cannot be written; the trials go on")
+            why = f" ({_REFUSED})" if refused else ""
+            self.say(f"MLflow at {shown(self.uri)} cannot be written{why}; the trials go on")
+
+
+@dataclass
+class _Known:
+    """What a writer has seen of a running trial's run, so that further epochs cost one request.
+
+    It holds while the trial goes on as it has `begun`: whoever trains it anew or further, here or elsewhere, first
+    rewrites its `config.json`, and may repeat epochs that the run has.
+    """
+
+    run_id: str
+    start: int
+    begun: int
+    epochs: int
 
 
 class _Writer:
@@ -273,6 +339,7 @@ class _Writer:
         self.about = sweep.read() or {}
         self.faults: dict[str, str] = {}
         """Why a trial could not be written although the server is there, by identity."""
+        self.known: dict[str, _Known] = {}
         self.lock = _lock(sweep.storage)
         self._find()
 
@@ -419,16 +486,21 @@ class _Writer:
                 return
             self.trial(folder, live=False)
 
-    def trial(self, folder: TrialFolder, live: bool) -> bool:
+    def trial(self, folder: TrialFolder, live: bool, epochs_only: bool = False) -> bool:
         """Write what the trial's folder holds and MLflow does not yet; whether there was anything.
 
         What cannot be written of this one trial is noted in `faults`, and the others go on.
+
+        Args:
+            folder: of the trial.
+            live: whether somebody drives the sweep.
+            epochs_only: nothing is new but epochs.
 
         Raises:
             Exception: the server is away.
         """
         try:
-            written = self._trial(folder, live)
+            written = self._trial(folder, live, epochs_only)
         except Timeout:
             raise
         except Exception as error:
@@ -441,7 +513,17 @@ class _Writer:
         return written
 
     @_patiently
-    def _trial(self, folder: TrialFolder, live: bool) -> bool:
+    def _trial(self, folder: TrialFolder, live: bool, epochs_only: bool) -> bool:
+        # Nothing is known any more until a write has succeeded: what fails is tried again by looking.
+        known = self.known.pop(folder.identity, None)
+        try:
+            begun = _milliseconds(folder.path / "config.json")
+        except FileNotFoundError:
+            return False  # put aside, to begin anew
+        if known and known.begun != begun:
+            known = None
+        if known and epochs_only:
+            return self._add(known, folder)
         token = folder.run_token()
         if not token:
             return False
@@ -461,7 +543,24 @@ class _Writer:
                 state = "failed" if failure else "running" if live else "stopped"
             if run is None:
                 run = self._create(folder, token)
-            return self._fill(run, folder, state, result, failure)
+            epochs = known.epochs if known and known.run_id == run.info.run_id else self._epochs_written(run)
+            written, epochs = self._fill(run, folder, state, result, failure, epochs)
+            if state == "running":
+                self.known[folder.identity] = _Known(run.info.run_id, run.info.start_time, begun, epochs)
+            return written
+
+    def _add(self, known: _Known, folder: TrialFolder) -> bool:
+        """Write a running trial's new epochs, in one request and without the lock.
+
+        Where another process writes the same at the same moment, both write equal values, of which MLflow keeps one.
+        """
+        epochs = folder.epochs()
+        metrics = list(_metrics(epochs, known.epochs, None))
+        if metrics:
+            self._log(known.run_id, metrics=metrics, start=known.start)
+            known.epochs = epochs[-1].epoch
+        self.known[folder.identity] = known
+        return bool(metrics)
 
     def _child(self, identity: str, token: str) -> "Run | None":
         """The run of a trial, as it is at this moment. Others of it go: an earlier training's, or one made twice.
@@ -488,15 +587,20 @@ class _Writer:
         start = _milliseconds(folder.path / "config.json")
         return self.client.create_run(self.experiment, start_time=start, tags=tags, run_name=title)
 
-    def _fill(self, run: "Run", folder: TrialFolder, state: str, result: TrialResult | None, failure: str) -> bool:
+    def _fill(
+        self, run: "Run", folder: TrialFolder, state: str, result: TrialResult | None, failure: str, known: int
+    ) -> tuple[bool, int]:
+        """Write what a run with `known` epochs lacks; whether there was anything, and how many epochs it has now."""
         run_id, status = run.info.run_id, _STATUS[state]
         tags = {"clar.state": state, **({"clar.failure": failure[:5000]} if failure else {})}
         tags = {name: value for name, value in tags.items() if run.data.tags.get(name) != value}
         axes = {_param(name): value for name, value in self.about.get("axes", {}).get(folder.identity, {}).items()}
         params = _missing(axes | _params(folder.config.model_dump()), run.data.params)
-        metrics = list(_metrics(result.epochs if result else folder.epochs(), self._epochs_written(run), result))
+        epochs = result.epochs if result else folder.epochs()
+        metrics = list(_metrics(epochs, known, result))
+        known = max(known, epochs[-1].epoch if epochs else 0)
         if not tags and not params and not metrics and run.info.status == status:
-            return False
+            return False, known
         self._log(run_id, params, metrics, tags, run.info.start_time)
         if "clar.failure" in run.data.tags and not failure:
             self.client.delete_tag(run_id, "clar.failure")
@@ -511,7 +615,7 @@ class _Writer:
                 if (folder.path / name).exists()
             )
             self.client.set_terminated(run_id, status, max(run.info.start_time, _milliseconds(last)))
-        return True
+        return True, known
 
     def _epochs_written(self, run: "Run") -> int:
         """How many epochs the run holds. An epoch's metrics are written at once or, `train_loss` last, one by one."""
@@ -532,7 +636,7 @@ class _Writer:
         self._present()
         content = hashlib.sha256(json.dumps([note, clock, files], sort_keys=True).encode())
         for name in files:
-            content.update((path / name).read_bytes())
+            content.update(read_bytes(path / name))
         with self.lock:
             run = self.client.get_run(self.parent)
             # A sweep that goes on has no note yet: an earlier one stays.
@@ -597,7 +701,10 @@ def _upload(client: "MlflowClient", run_id: str, folder: Path, names: Iterable[s
         for name in there:
             link = Path(links) / name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((folder / name).absolute())
+            if is_folder(folder):
+                link.symlink_to((folder / name).absolute())
+            else:
+                link.write_bytes(read_bytes(folder / name))
         client.log_artifacts(run_id, links)
 
 
@@ -638,14 +745,16 @@ def connect(uri: str, storage: Path) -> "MlflowClient":
     # What goes wrong is raised, and said in one line; these log its traceback as well.
     for name in ("mlflow", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if uri == default_uri(storage):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     # Two processes that make one database at the same time would fall over each other.
     with _lock(storage):
         return MlflowClient(uri)
 
 
-def _lock(storage: Path) -> FileLock:
+def _lock(storage: Path) -> Lock:
     """Held while runs of a storage are looked for and made or changed."""
-    return FileLock(storage / ".tracking.lock", timeout=_LOCK_SECONDS)
+    return lock(storage / ".tracking.lock", timeout=_LOCK_SECONDS)
 
 
 def _storage_id(storage: Path) -> str:
@@ -653,7 +762,7 @@ def _storage_id(storage: Path) -> str:
     path = storage / ".tracking.id"
     if not path.exists():
         write_atomically(path, secrets.token_hex(8))
-    return path.read_text()
+    return read_bytes(path).decode()
 
 
 def _others_drive(sweep: SweepFolder) -> bool:
@@ -729,8 +838,18 @@ def _milliseconds(path: Path) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".removeprefix("UserError: ").split())[:300]
+    """What an exception says, on one line; requests' own may name the server with its password."""
+    return shown(" ".join(f"{type(error).__name__}: {error}".removeprefix("UserError: ").split()))[:300]
+
+
+def shown(text: str) -> str:
+    """A tracking URI, or a text with some in it, as it may be printed, logged and kept: names and passwords hidden.
+
+    Up to the last @ of a word: a password that was not encoded may hold any other character. A path without a host, as
+    of SQLite, holds none.
+    """
+    text = re.sub(r"://[^/\s]\S*@", "://***@", text)
+    return re.sub(r"(?i)(\w*(?:password|passwd|secret|token)=)[^&\s]+", r"\1***", text)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -772,7 +891,9 @@ def sync(storage: Storage = Path("clar_runs"), tracking_uri: TrackingURI = None)
             for identity, reason in writer.faults.items():
                 print(f"error: trial {identity} is not written: {reason}", file=sys.stderr)
     except Exception as error:
-        print(f"error: MLflow at {uri} cannot be written ({one_line(error)}); the storage has all", file=sys.stderr)
+        print(
+            f"error: MLflow at {shown(uri)} cannot be written ({one_line(error)}); the storage has all", file=sys.stderr
+        )
         return 1
     return 1 if faults else 0
 

@@ -670,6 +670,103 @@ def test_a_slow_server_holds_up_nobody(proxy: Proxy, server: Server, tmp_path: P
 
 
 @pytest.mark.slow
+def test_epochs_of_a_running_trial_cost_one_request(
+    proxy: Proxy, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are. Where the trial was trained again, or its run was deleted, the tracker looks anew."""
+    monkeypatch.setattr(tracking, "_LIVE_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "_LIVE_SHARE", 1.0)
+    folder = begin(tmp_path, 500, epochs=1)
+    database, client = Runs(server.database), tracking.connect(f"http://127.0.0.1:{server.port}", tmp_path)
+    said = Said()
+
+    def speeds() -> list[float]:
+        metrics = database.content(folder.identity)["metrics"] if folder.identity in database.all() else []
+        return [value for name, _, value, _ in metrics if name == "clips_per_second"]
+
+    def write(epochs: int, speed: float = 100.0) -> int:
+        """Train to so many epochs and have them written: the requests that took."""
+        before = proxy.requests
+        train(folder, epochs, speed)
+        tracker.epochs(folder)
+        wait_for(lambda: len(speeds()) == epochs)
+        return proxy.requests - before
+
+    with Tracker(proxy.uri, sweep_of([folder], name="live"), said) as tracker:
+        write(1)
+        assert [write(epochs) for epochs in (2, 4, 5)] == [1, 1, 1]
+        # Killed, and trained again from its fifth epoch: what was known of the run does not count any more.
+        folder.begin("1.2.3")
+        assert write(6, speed=900) > 1
+        assert write(7, speed=900) == 1
+        assert speeds() == [101, 102, 103, 104, 105, 906, 907]
+        experiment = client.get_experiment_by_name("clar/live").experiment_id
+        (run,) = client.search_runs([experiment], f"tags.`clar.identity` = '{folder.identity}'")
+        client.delete_run(run.info.run_id)
+        write(8)
+        tracker.trial(end(folder))
+        tracker.finish()
+    assert tracker.complete
+    assert said == []
+    assert finished(server, [folder])
+    assert database.doubled() == []
+
+
+@pytest.mark.slow
+def test_results_overtake_epochs_and_epochs_keep_to_their_share(
+    proxy: Proxy, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a share so small that after one write none would come for hours: results and the end come at once."""
+    monkeypatch.setattr(tracking, "_LIVE_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "_LIVE_SHARE", 1e-5)
+    folders = [begin(tmp_path, 600 + seed, epochs=2) for seed in range(6)]
+    there = Runs(server.database).all
+    with Tracker(proxy.uri, sweep_of(folders, name="share"), print) as tracker:
+        for folder in folders[:5]:
+            tracker.epochs(folder)
+        wait_for(lambda: folders[0].identity in there())
+        tracker.trial(end(folders[5]))
+        tracker.trial(end(folders[4]))
+        wait_for(lambda: finished(server, folders[4:]))
+        assert not set(there()) & {folder.identity for folder in folders[1:4]}
+        tracker.finish()
+    assert tracker.complete
+    assert {folder.identity for folder in folders} <= set(there())
+
+
+@pytest.mark.parametrize(
+    ("uri", "as_shown"),
+    [
+        ("https://ada:geheim@mlflow.example:5000/x", "https://***@mlflow.example:5000/x"),
+        ("https://geheim@mlflow.example", "https://***@mlflow.example"),
+        ("https://ada:ge/he@im@mlflow.example", "https://***@mlflow.example"),
+        ("postgresql+psycopg2://ada:geheim@/db?host=/run", "postgresql+psycopg2://***@/db?host=/run"),
+        ("postgresql://host/db?user=ada&password=geheim&x=1", "postgresql://host/db?user=ada&password=***&x=1"),
+        ("sqlite:////home/ada@work/mlflow.db", "sqlite:////home/ada@work/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_a_uri_is_shown_without_its_secrets(uri: str, as_shown: str) -> None:
+    assert tracking.shown(uri) == as_shown
+    assert tracking.one_line(ValueError(f"no answer at\n{uri}, twice")) == f"ValueError: no answer at {as_shown}, twice"
+
+
+def test_a_password_in_the_uri_is_said_nowhere(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_SECONDS", 0.0)
+    folder, port = end(begin(storage, 0)), free_port()
+    said, uri = Said(), f"http://ada:geheim@127.0.0.1:{port}"
+    with Tracker(uri, sweep_of([folder]), said) as tracker:
+        tracker.trial(folder)
+        tracker.finish()
+    assert len(said) == 2
+    assert f"--tracking-uri http://***@127.0.0.1:{port}" in said[1]
+    said.append(sync(storage, uri, code=1))
+    assert "geheim" not in "".join(said)
+    assert not [path for path in storage.rglob("*") if path.is_file() and b"geheim" in path.read_bytes()]
+
+
+@pytest.mark.slow
 def test_answers_that_get_lost_make_nothing_twice(proxy: Proxy, server: Server, tmp_path: Path) -> None:
     """A request that failed may have been heard: a run that was made unheard is found, not made again."""
     proxy.lost_share = 0.2
