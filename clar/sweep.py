@@ -6,6 +6,7 @@ The driver knows no tensor: workers train, the storage holds what they found, an
 import importlib
 import json
 import math
+import os
 import re
 import sys
 import threading
@@ -22,10 +23,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from clar import datasets, packing, progress, space
+from clar import datasets, local, packing, progress, space, status
 from clar.cli import (
     DataCache,
     DataRoot,
+    MaxLost,
     Preset,
     Seeds,
     Setting,
@@ -37,22 +39,24 @@ from clar.cli import (
     gpus_here,
     storage_path,
 )  # fmt: skip
-from clar.clips import cores
+from clar.clips import ClipStore, cores
 from clar.config import Runtime, TrialConfig, parse_settings
 from clar.errors import UserError
-from clar.files import write_json
+from clar.files import at_once, is_folder, read_bytes, read_json, remove, write_json
 from clar.packing import Share
 from clar.plan import Plan, check_ways
 from clar.result import TrialFolder
 from clar.rounds import Budget, Goal, Halving, Precision
 from clar.search import Searching
 from clar.space import Space
-from clar.tracking import Tracker, default_uri
+from clar.status import duration
+from clar.tracking import Tracker, default_uri, shown
 
 _STARTED = time.time()
 _TRACKED, _FRESH = "tracked.json", "fresh.json"
-_TELL_SECONDS = 15.0
 _LOG_LINES = 3
+_SEEN_SECONDS = 90.0
+"""NFS may keep for a minute what it knows of a folder."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -73,7 +77,9 @@ def main(
     storage: Storage = Path("clar_runs"),
     tracking_uri: TrackingURI = None,
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster; default: this machine.", show_default=False)
+        str | None,
+        typer.Option(help="A Ray cluster: HOST:PORT of its head, or auto on one of its nodes; default: RAY_ADDRESS, or "
+                     "else this machine.", show_default=False),
     ] = None,
     cpus_per_trial: Annotated[
         int | None,
@@ -114,6 +120,7 @@ def main(
                      "cost too.", show_default=False),
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="Tries of a trial that failed, from its checkpoint.")] = 2,
+    max_lost: MaxLost = 300.0,
     trial_timeout: Annotated[
         float | None,
         typer.Option(min=0.1, metavar="SECONDS", help="A trial that finishes no epoch for so long counts as hung, "
@@ -130,6 +137,9 @@ def main(
     ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run; train nothing.")] = False,
     show_list: Annotated[bool, typer.Option("--list", help="Show the sweeps that exist.")] = False,
+    show_status: Annotated[
+        bool, typer.Option("--status", help="Show how a sweep of the storage stands, without a name all of them.")
+    ] = False,
 ) -> int:  # fmt: skip
     """Run a sweep, or go on with it: finished trials are not trained again, the others go on where they stopped."""
     # Without emoji: `scenes:100: ` would be taken for one.
@@ -138,6 +148,8 @@ def main(
         for known, summary in space.available().items():
             console.print(f"{known:16} {summary}", markup=False)
         return 0
+    if show_status:
+        return status.show(name, storage_path(storage, make=False), console)
     if not name:
         raise UserError("name a sweep; `python -m clar.sweep --list` shows all")
     chosen = space.load(name)
@@ -148,6 +160,7 @@ def main(
     }  # fmt: skip
     check_ways(chosen, seeds, options)
     here = {"CPU": float(cores()), "GPU": float(gpus_here())}
+    address = _address(address)
     with _cluster(address) if address else nullcontext(here) as resources:
         slots = Slots.of(resources, cpus_per_trial, gpus_per_trial)
         settings, names = setting or [], _names(dataset)
@@ -206,8 +219,10 @@ def main(
             trial_timeout,
             make_report,
             data_cache.expanduser().absolute() if data_cache else None,
+            max_lost,
+            address,
         )
-        return driver.run(tracking_uri or default_uri(place), address, fresh)
+        return driver.run(tracking_uri or default_uri(place), fresh)
 
 
 def _names(dataset: list[str] | None) -> list[str]:
@@ -244,7 +259,10 @@ def _interval() -> Callable[..., tuple[float, float, float]]:
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at a time, and what each gets, unless that is measured (`auto`)."""
+    """How many trials run at a time, and what each gets, unless that is measured (`auto`).
+
+    `count` is 0 where there is no node for trials yet, and nothing is known of those that will come.
+    """
 
     count: int
     cpus: int
@@ -262,6 +280,13 @@ class Slots:
         """
         total_cpus, total_gpus = int(resources["CPU"]), int(resources.get("GPU", 0))
         auto = gpus_text == "auto"
+        if not total_cpus:
+            if auto or gpus_text is None or cpus is None:
+                raise UserError(
+                    "the cluster has no node for trials yet; say what each is to get: --cpus-per-trial N and "
+                    "--gpus-per-trial X, 0 for none"
+                )
+            return cls(0, cpus, _number(gpus_text), 0, 0)
         if auto and cpus is not None:
             raise UserError(f"--gpus-per-trial auto chooses the CPUs too; leave out --cpus-per-trial {cpus}")
         default = 1.0 if total_gpus else 0.0
@@ -282,7 +307,7 @@ class Slots:
 
     def __str__(self) -> str:
         gpu = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return f"{self.count} at a time, each {self.cpus} CPU{gpu}"
+        return f"{self.count or 'as many as find room'} at a time, each {self.cpus} CPU{gpu}"
 
 
 def _fitting(gpus: float, total: int) -> int:
@@ -368,13 +393,13 @@ def _show(plan: Plan, shares: Shares, waiting: str, console: Console) -> None:
             epochs = len(folder.epochs())
             state = f"after epoch {epochs}" if epochs else "failed" if folder.failure() else "to do"
         console.print(f"  {identity}  {state:14} {titles[identity]}", markup=False)
-    seconds = [result.train_seconds for folder in plan.folders.values() if (result := plan.result(folder)) is not None]
     left = plan.open()
+    seconds = [result.train_seconds for _, result in plan.results()]
     if not left and not waiting:
         console.print("nothing to train")
     elif seconds:
         estimate = sum(median(seconds) / shares.slots.capacity(shares.of(folder.config)) for folder in left)
-        console.print(f"about {_duration(estimate)} for {len(left)} trials, going by {len(seconds)} that are done")
+        console.print(f"about {duration(estimate)} for {len(left)} trials, going by {len(seconds)} that are done")
     else:
         console.print(f"{len(left)} trials to train; none is done here to estimate their time from")
     if waiting:
@@ -387,6 +412,22 @@ def _replay(plan: Plan) -> str:
     if number is None or not (plan.halving or plan.searches or plan.precision):
         return ""
     return f"round {number} is next; what comes after it depends on its results"
+
+
+def _address(given: str | None) -> str | None:
+    """The cluster to use, None: this machine. RAY_ADDRESS is what Ray itself goes by, and sets for submitted jobs.
+
+    Raises:
+        UserError: RAY_ADDRESS is where jobs are submitted, and the user relies on it.
+    """
+    known = os.environ.get("RAY_ADDRESS", "").strip()
+    jobs = known.startswith(("http://", "https://"))
+    if given == "auto" and jobs:
+        raise UserError(
+            f"--address auto: RAY_ADDRESS={known} is for `ray job submit`; unset it, or name HOST:PORT of the head"
+        )
+    address = given or ("" if jobs else known)
+    return None if address in ("", "local") else address
 
 
 @contextmanager
@@ -410,10 +451,13 @@ class _Driver:
     timeout: float | None
     make_report: bool = True
     data_cache: Path | None = None
+    max_lost: float = 300.0
+    address: str | None = None
+    published: dict[str, Path] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     version: str = field(default_factory=code_version)
 
-    def run(self, uri: str, address: str | None, fresh: bool) -> int:
+    def run(self, uri: str, fresh: bool) -> int:
         """Everything that is open, then the tables. Gives the command's exit code."""
         plan, console = self.plan, self.console
         marker = _Fresh(plan, fresh, console)
@@ -421,7 +465,7 @@ class _Driver:
             plan.record("running", self.version, tracking_uri=self._tracked_at(uri))
             with Tracker(uri, plan.output, lambda line: console.print(line, markup=False)) as tracker:
                 self.watch = _Watch(plan, self.shares, tracker, console, self.data_seconds, self.failures)
-                full = self._rounds(address, marker)
+                full = self._rounds(marker)
                 whole = not plan.open()
                 # The clock stops here: what the report takes is no cost of the trials.
                 spent = self._spent()
@@ -438,16 +482,17 @@ class _Driver:
         self._closing_lines(files, uri, full, spent.get("clock"))
         return 0 if whole else 1
 
-    def _rounds(self, address: str | None, marker: "_Fresh") -> str:
+    def _rounds(self, marker: "_Fresh") -> str:
         """Reach the goals of every round; what was in the way of going on, empty: nothing."""
-        plan, pool = self.plan, _LazyPool(self, address)
+        plan, pool = self.plan, _LazyPool(self, self.address)
         several = bool(plan.halving or plan.searches or plan.precision)
         decided = 0
         with pool:
             for number, goals in enumerate(plan.rounds(), 1):
                 decided = self._say_decisions(decided)
                 marker.archive([goal.folder for goal in goals])
-                left = [goal for goal in goals if not goal.reached()]
+                reached = at_once(Goal.reached, goals, plan.storage)
+                left = [goal for goal, done in zip(goals, reached, strict=True) if not done]
                 if left:
                     self.shares.measure([goal.folder.config for goal in left], pool.release)
                     plan.record("running", self.version)
@@ -456,8 +501,18 @@ class _Driver:
                     full = pool.run([self._job(goal) for goal in left])
                     if full:
                         return full
+                    self._wait_to_see([goal for goal in left if goal.folder.identity in self.watch.reached])
         self._say_decisions(decided)
         return ""
+
+    def _wait_to_see(self, goals: list[Goal]) -> None:
+        """Wait for what other nodes have written: on a network file system it may be seen here a little later."""
+        give_up = time.monotonic() + _SEEN_SECONDS
+        while goals and time.monotonic() < give_up:
+            reached = at_once(Goal.reached, goals, self.plan.storage)
+            goals = [goal for goal, seen in zip(goals, reached, strict=True) if not seen]
+            if goals:
+                time.sleep(1)
 
     def _say_decisions(self, said: int) -> int:
         """Print the decisions of early stopping that are new; gives how many there are."""
@@ -480,15 +535,24 @@ class _Driver:
                 device="cuda" if share.gpus else "cpu",
                 threads=share.cpus,
                 storage=self.plan.storage,
-                store=self.plan.stores[folder.config.dataset].path,
+                store=self._store(folder.config.dataset),
                 code_version=self.version,
                 gpu_share=min(1.0, share.gpus or 1.0),
                 data_cache=self.data_cache,
+                max_lost=self.max_lost,
             ),
             share=share,
             after=parent.identity if parent else None,
             pretraining_version=parent.version if parent else None,
         )
+
+    def _store(self, dataset: str) -> Path:
+        """Where the workers find a data set: nodes of a cluster whose storage is a bucket see nothing else."""
+        if dataset not in self.published:
+            path = self.plan.stores[dataset].path
+            elsewhere = self.address and not is_folder(self.plan.storage)
+            self.published[dataset] = local.publish(ClipStore.open(path), self.plan.storage) if elsewhere else path
+        return self.published[dataset]
 
     def _tracked_at(self, uri: str) -> str | None:
         """What a report may know of the tracking URI: None for the storage's own, which moves with it; no password."""
@@ -532,13 +596,13 @@ class _Driver:
         """Whether all of this sweep has been written to the tracking store at `uri`, and it is still there."""
         path = self.plan.output.path / _TRACKED
         database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-        if not path.exists() or (database and not database.exists()):
+        if database and not database.exists():
             return False
-        return json.loads(path.read_text()) == self._tracking(uri)
+        return read_json(path) == self._tracking(uri)
 
     def _tracking(self, uri: str) -> dict[str, Any]:
         trials = {identity: folder.run_token() for identity, folder in self.plan.folders.items()}
-        return {"uri": uri, "trials": trials, "cut": sorted(self.plan.cut())}
+        return {"uri": shown(uri), "trials": trials, "cut": sorted(self.plan.cut())}
 
     def _closing_lines(self, files: list[Path], uri: str, full: str, clock: dict[str, float] | None) -> None:
         """Where everything lies, what it cost, and what went wrong."""
@@ -546,11 +610,11 @@ class _Driver:
         page = next((file for file in files if file.suffix == ".html"), None)
         lines = [f"table    {files[0]}"]
         lines += [f"{what} {file}" for what, file in (("picture ", picture), ("report  ", page)) if file]
-        lines.append(f"MLflow   {uri}")
+        lines.append(f"MLflow   {shown(uri)}")
         if clock:
             first = clock.get("first_trial_after_seconds")
             lines.append(
-                f"clock    {_duration(clock['sweep_seconds'])}, first trial "
+                f"clock    {duration(clock['sweep_seconds'])}, first trial "
                 f"{'never' if first is None else f'after {first:.0f} s'}; Ray, MLflow and driver took "
                 f"{100 * clock['overhead_share']:.1f} % of it"
             )
@@ -588,9 +652,9 @@ class _LazyPool:
     def __enter__(self) -> "_LazyPool":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.driver.watch.stop()
-        self.stack.close()
+        self.stack.__exit__(*error)
 
     def release(self) -> None:
         """End the workers that have nothing to do."""
@@ -618,6 +682,10 @@ class _LazyPool:
         except KeyboardInterrupt:
             driver.plan.record("interrupted", driver.version, **driver._spent())
             raise
+        except trial.ClusterLost as error:
+            driver.plan.record("interrupted", driver.version, **driver._spent())
+            print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+            raise typer.Exit(1) from error
         return ""
 
 
@@ -635,7 +703,7 @@ class _Fresh:
             begun = [path.parent.name for path in plan.storage.glob("trials/*/config.json")]
             folders = [TrialFolder.open(plan.storage, identity) for identity in begun]
             write_json(self.path, sorted(map(_training, folders)))
-        self.old = set(json.loads(self.path.read_text()))
+        self.old = set(json.loads(read_bytes(self.path)))
         self.archive(list(plan.folders.values()))
         plan.forget()
 
@@ -647,7 +715,7 @@ class _Fresh:
 
     def finish(self) -> None:
         """The sweep has run through: the next --fresh begins anew."""
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
 
 
 def _training(folder: TrialFolder) -> str:
@@ -666,8 +734,8 @@ class _Watch:
     data_seconds: float
     failures: dict[str, str]
     busy: dict[str, dict[float, float]] = field(default_factory=dict)
-    told: dict[str, float] = field(default_factory=dict)
     placements: set[str] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
     first_start: float | None = None
     ended: int = 0
     best: tuple[float, str] = (0.0, "")
@@ -675,11 +743,10 @@ class _Watch:
 
     def start(self) -> None:
         """Show progress from here on."""
-        for folder in self.plan.folders.values():
-            if (result := self.plan.result(folder)) is not None:
-                self.best = max(self.best, (result.valid_top1, self.plan.title(folder)))
-        self.done = sum(self.plan.result(folder) is not None for folder in self.plan.folders.values())
         self.open = max(1, len(self.plan.open()))
+        for folder, result in self.plan.results():
+            self.best = max(self.best, (result.valid_top1, self.plan.title(folder)))
+        self.done = len(self.plan.results())
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
             console=self.console, disable=not self.console.is_terminal,
@@ -715,6 +782,8 @@ class _Watch:
         if report.started:
             self.first_start = min(self.first_start or report.started, report.started)
             self.busy.setdefault(folder.identity, {})[report.started] = report.busy_seconds
+        if report.state in ("done", "paused"):
+            self.reached.add(folder.identity)
         if report.state == "failed":
             self.fail(folder, report.reason)
         elif report.state == "done":
@@ -725,10 +794,7 @@ class _Watch:
         elif report.state in ("paused", "stopped"):
             self.tracker.trial(folder)
         elif report.state == "epoch":
-            # MLflow shows a running trial's epochs too, but a thousand short ones are not worth a write each.
-            if time.time() - self.told.get(folder.identity, report.started) > _TELL_SECONDS:
-                self.told[folder.identity] = time.time()
-                self.tracker.trial(folder)
+            self.tracker.epochs(folder)
             self.note()
 
     def fail(self, folder: TrialFolder, reason: str) -> None:
@@ -785,18 +851,10 @@ class _Watch:
         left = len(self.plan.folders) - self.done - self.ended
         if self.ended and self.first_start and left > 0 and not self.plan.halving:
             each = (time.time() - self.first_start) / self.ended
-            parts.append(f"about {_duration(each * left)} left")
+            parts.append(f"about {duration(each * left)} left")
         if self.best[1]:
             parts.append(f"best on valid {self.best[0]:.3f}: {self.best[1]}")
         return "; ".join(parts) or "training"
-
-
-def _duration(seconds: float) -> str:
-    """`45 s`, `4 min 20 s`, `43 min`, `3.4 h`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 10:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Plain Ray actors: Ray starts them where there is room, and tells when one dies. Ray Tune's own loop is not used: it has
 no rounds (its workers end where nothing is ready for a moment), cannot end a trial that hangs, and its books, which
-nothing here needs, cost 0.2 s a trial. Everything that matters is in the storage.
+nothing here needs, cost 0.2 s a trial. Everything that matters is in the storage: nodes may come and go, and a trial
+goes on from its checkpoint wherever there is room.
 
 A worker runs trial after trial, so torch is imported once a worker. A trial that fails reports its failure instead of
 raising it: the worker survives, and the sweep goes on at once.
@@ -11,19 +12,25 @@ raising it: the worker survives, and the sweep goes on at once.
 import contextlib
 import dataclasses
 import errno
+import functools
+import heapq
+import itertools
+import json
 import logging
 import math
 import os
 import queue
+import secrets
 import signal
+import socket
+import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 # Workers keep the memory of one step for the next. glibc gives blocks of megabytes back to the system as they are freed
@@ -34,6 +41,7 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+from ray.experimental import internal_kv
 
 from clar import local
 from clar.config import Runtime, TrialConfig
@@ -44,13 +52,26 @@ from clar.result import EpochRecord, TrialFolder
 _BUSY_ELSEWHERE_SECONDS = 2.0
 _STOP_SECONDS = 120.0
 _NEWS_SECONDS = 0.5
-_RESOURCES_SECONDS = 5.0
-_PLACE_SECONDS = 15.0
+_LOOK_SECONDS = 3.0
+_IDLE_SECONDS = 15.0
 _TELL_SECONDS = 60.0
+_CONNECT_SECONDS = 10.0
+_LOST_SECONDS = 30.0
+"""Without an answer of the cluster. After 60, Ray ends this process itself, without a word about the sweep."""
+_NODE_NEWS_SECONDS = 75.0
+"""Until a node that died is known to have: Ray asks each five times, every 3 s, and waits up to 10 s for an answer."""
+_MOST_NODES = 10
+"""Nodes that may die under a trial before it is taken for the reason."""
+_STILLBORN = 3
+_STORAGE_SECONDS, _STORAGE_MOST_SECONDS, _STORAGE_TRIES = 10.0, 300.0, 25
+_POOLS = "clar-pools"
+_SILENT_SECONDS = 30.0
 
 State = Literal["begun", "started", "epoch", "done", "paused", "elsewhere", "stopped", "failed"]
 """`begun`: a worker has it; `started`: it is this worker's to run, after any wait; `paused`: the epoch asked for is
-reached; `elsewhere`: another process is at it; `stopped`: at the driver's word, checkpoint written."""
+reached; `elsewhere`: another process is at it; `stopped`: at the driver's word or by SIGTERM, checkpoint written."""
+
+Cause = Literal["", "user", "memory", "disk", "storage"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +110,9 @@ class Report:
         valid_top1: the probe's accuracy there, None where none was due.
         metrics: the final numbers of a trial that is done.
         reason: of a failure, one line.
-        cause: `user`: the same again would fail the same; `memory`: there was too little; `disk`: the storage is full.
-        worker: Ray node and process id.
+        cause: `user`: the same again would fail the same; `memory`: there was too little; `disk`: the storage is full;
+            `storage`: it answers errors.
+        worker: Ray node and process id, of a worker that has begun or died.
         note: where its clips come from.
     """
 
@@ -102,7 +124,7 @@ class Report:
     valid_top1: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""
-    cause: Literal["", "user", "memory", "disk"] = ""
+    cause: Cause = ""
     worker: tuple[str, int] = ("", 0)
     note: str = ""
 
@@ -114,9 +136,12 @@ class Worker:
         self.stopping = threading.Event()
         # One thread for all trials: OpenMP keeps its threads by the thread that calls it.
         self.thread = ThreadPoolExecutor(1)
+        # Ray makes actors in the main thread, which then only waits; its own handler would end the process at once.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, frame: self.stopping.set())
 
     def stop(self) -> None:
-        """Have the running trial write its checkpoint and end."""
+        """Have the running trial write its checkpoint and end, as SIGTERM does. No other runs here after that."""
         self.stopping.set()
 
     def run(self, job: Job) -> Iterator[Report]:
@@ -171,13 +196,13 @@ def _attempt(job: Job, tell: Callable[[Report], None], stop: Callable[[], bool])
 
     try:
         store = local.copy(runtime.store, runtime.data_cache)
-        folder = TrialFolder(Path(runtime.storage), TrialConfig(**job.config), store.fingerprint)
+        folder = TrialFolder(runtime.storage, TrialConfig(**job.config), store.fingerprint)
         folder.pretraining_version = job.pretraining_version or folder.version
         if folder.identity != job.identity:
             raise UserError(f"{store.path} has changed since the sweep was planned; run the command again")
         result = train.run(
             folder, store, runtime.device, runtime.code_version, after_epoch, start,
-            until=job.until, stop=stop, wait=False, gpu_share=runtime.gpu_share, say=placed,
+            until=job.until, stop=stop, wait=False, gpu_share=runtime.gpu_share, max_lost=runtime.max_lost, say=placed,
         )  # fmt: skip
     except train.Elsewhere:
         return report("elsewhere")
@@ -198,38 +223,66 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _cause(error: Exception) -> Literal["", "user", "memory", "disk"]:
+_AWAY = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO, errno.ENOLINK, errno.EPIPE,
+}  # fmt: skip
+"""What files on a network give while their server is away."""
+
+_CLIENTS = ("botocore", "aiobotocore", "s3fs", "aiohttp")
+
+
+def _cause(error: Exception) -> Cause:
     if isinstance(error, UserError):
         return "user"
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         return "memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk"
-    return ""
+    by_number = isinstance(error, OSError) and error.errno in _AWAY
+    return "storage" if by_number or type(error).__module__.partition(".")[0] in _CLIENTS else ""
 
 
 @contextmanager
 def cluster(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, float]]:
-    """Ray on this machine, or the cluster at `address`; gives its resources, `CPU` and `GPU` among them."""
+    """Ray on this machine, or the cluster at `address`; gives the resources that it has, or can have, for trials.
+
+    Raises:
+        UserError: no cluster answers there.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray prints a paragraph about each worker that dies, whatever its log settings; the pool says it in a line.
     ray._private.worker.print_to_stdstream = lambda *lines, **options: None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"--address {address}: no Ray cluster answers there ({reason})") from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"--address {address}: no Ray cluster answers there ({lines[-1]})") from error
     else:
         with _on_loopback() as here:
             ray.init(
                 address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _node_ip_address=here, **quiet
             )
     try:
-        yield ray.cluster_resources()
+        yield dict(_View.now().most)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anybody is there: Ray asks an address without an answer for minutes.
+
+    Raises:
+        ValueError, OSError: nobody is.
+    """
+    if "://" in address:
+        raise ValueError("trials need the cluster itself: HOST:PORT of its head, or auto on one of its nodes")
+    place = ray._private.services.canonicalize_bootstrap_address_or_die(address)
+    host, _, port = place.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 @contextmanager
@@ -261,32 +314,206 @@ class StorageFull(Exception):
     """The storage's disk is full; says which path could not be written."""
 
 
+class ClusterLost(Exception):
+    """The cluster does not answer any more; says so."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is known of the cluster.
+
+    Attributes:
+        names: of all nodes that there are or were, for the user, by id.
+        resources: `CPU` and `GPU` of the nodes that take work.
+        most: what they may grow to, where the cluster's autoscaler says so.
+        largest: CPUs of the node that has most.
+        dead: nodes that are gone.
+        leaving: nodes that will be taken away.
+        part: of the cluster, that this pool may hold while others wait for theirs; 1: nobody waits.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
+    most: Mapping[str, float] = field(default_factory=dict)
+    largest: int = 0
+    dead: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
+    part: float = 1.0
+
+    @classmethod
+    def now(cls, part: float = 1.0) -> "_View":
+        """Ask the cluster; waits for as long as it does not answer."""
+        nodes = {node["NodeID"]: node for node in ray.nodes()}
+        leaving = frozenset(ray._private.state.state.get_draining_nodes())
+        limits = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+        limits = {what: count for what, count in limits.items() if count < sys.maxsize}  # that is: no limit
+        at_work = [node["Resources"] for key, node in nodes.items() if node["Alive"] and key not in leaving]
+        resources = {what: sum(node.get(what, 0.0) for node in at_work) for what in ("CPU", "GPU")}
+        return cls(
+            names={key: f"{node['NodeManagerAddress']} ({key[:8]})" for key, node in nodes.items()},
+            resources=resources,
+            most={what: max(count, float(limits.get(what, 0))) for what, count in resources.items()},
+            largest=int(max((node.get("CPU", 0.0) for node in at_work), default=0)),
+            dead=frozenset(key for key, node in nodes.items() if not node["Alive"]),
+            leaving=leaving,
+            part=part,
+        )
+
+    def held(self, cpus: float, gpus: float) -> float:
+        """The part of the cluster that so much is, by what it takes most of."""
+        parts = [
+            taken / self.resources[what] if self.resources.get(what) else math.inf
+            for what, taken in (("CPU", cpus), ("GPU", gpus)) if taken > 1e-6
+        ]  # fmt: skip
+        return max(parts, default=0.0)
+
+
+class _Lookout(threading.Thread):
+    """Looks at the cluster every few seconds, in a thread: its answers may take minutes, or never come.
+
+    Pools on one cluster know of each other through Ray's key-value store: each writes what it holds and whether it
+    waits for more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.key = secrets.token_hex(8)
+        self.view = _View()
+        self.held, self.waits = 0.0, False
+        self.beats = itertools.count()
+        self.heard: dict[str, tuple[bytes, float]] = {}
+        self.wake, self.over = threading.Event(), False
+
+    def run(self) -> None:
+        while not self.over:
+            # Whatever the reason, no answer is no answer; the pool judges how long it has been.
+            with contextlib.suppress(Exception):
+                self.view = _View.now(self._part())
+            self.wake.wait(_LOOK_SECONDS)
+            self.wake.clear()
+
+    def end(self) -> None:
+        """Look no more; the other pools need not count on this one any longer."""
+        self.over = True
+        self.wake.set()
+        self.join(_LOOK_SECONDS)
+        if not self.is_alive():
+            with contextlib.suppress(Exception):
+                internal_kv._internal_kv_del(self.key, namespace=_POOLS)
+
+    def _part(self) -> float:
+        own = json.dumps({"held": self.held, "waits": self.waits, "beat": next(self.beats)})
+        internal_kv._internal_kv_put(self.key, own, namespace=_POOLS)
+        said = {}
+        for key in map(bytes.decode, internal_kv._internal_kv_list("", namespace=_POOLS)):
+            if key != self.key and (value := internal_kv._internal_kv_get(key, namespace=_POOLS)):
+                said[key] = value
+        now = time.monotonic()
+        self.heard = {
+            key: last if (last := self.heard.get(key)) and last[0] == value else (value, now)
+            for key, value in said.items()
+        }
+        # One that says the same for long is dead: it counts its words.
+        for key in [key for key, (_, since) in self.heard.items() if now - since > _SILENT_SECONDS]:
+            internal_kv._internal_kv_del(key, namespace=_POOLS)
+            del self.heard[key]
+        return _part([json.loads(value) for value, _ in self.heard.values()])
+
+
+def _part(others: list[dict[str, Any]]) -> float:
+    """The part of the cluster that a pool may hold: its equal one while another waits for its own, else all."""
+    active = [other for other in others if other["held"] or other["waits"]]
+    equal = 1 / (1 + len(active))
+    return equal if any(other["waits"] and other["held"] < equal - 1e-6 for other in active) else 1.0
+
+
 @dataclass
 class _Attempt:
-    """A job that waits for a worker, for the first time or again."""
+    """A job that waits for a worker, for the first time or again.
+
+    Attributes:
+        job: the job.
+        failures: that count.
+        died_on: the nodes on which a worker died under it; counts too, but for those that are gone themselves.
+        away: how often the storage failed it.
+        alone: whether it gets more than its share.
+        verdict: the failure for which it will be given up, if the node does not turn out to be gone.
+    """
 
     job: Job
     failures: int = 0
-    not_before: float = 0.0
+    died_on: list[str] = field(default_factory=list)
+    away: int = 0
     alone: bool = False
+    verdict: Report | None = None
 
 
-@dataclass
+class _Waiting:
+    """The attempts that wait: for a worker, by share; for a moment to come; for a trial that must have ended before."""
+
+    def __init__(self) -> None:
+        self.ready: dict[Share, deque[_Attempt]] = {}
+        self.later: list[tuple[float, int, Share, _Attempt]] = []
+        self.after: dict[str, list[_Attempt]] = defaultdict(list)
+        self.numbers = itertools.count()
+
+    def __bool__(self) -> bool:
+        return bool(self.ready or self.later or self.after)
+
+    def add(self, attempt: _Attempt, share: Share, seconds: float = 0.0, first: bool = False) -> None:
+        """One that may start in so many seconds, or at once: then after all others, or before them."""
+        if seconds:
+            heapq.heappush(self.later, (time.monotonic() + seconds, next(self.numbers), share, attempt))
+            return
+        line = self.ready.setdefault(share, deque())
+        if first:
+            line.appendleft(attempt)
+        else:
+            line.append(attempt)
+
+    def take(self, share: Share) -> _Attempt:
+        """The next one of a share."""
+        attempt = self.ready[share].popleft()
+        if not self.ready[share]:
+            del self.ready[share]
+        return attempt
+
+    def due(self) -> Iterator[tuple[Share, _Attempt]]:
+        """Those whose moment has come."""
+        while self.later and self.later[0][0] <= time.monotonic():
+            _, _, share, attempt = heapq.heappop(self.later)
+            yield share, attempt
+
+    def review(self) -> None:
+        """The moment of all that wait for a verdict is now."""
+        self.later = [(0.0 if one[3].verdict else one[0], *one[1:]) for one in self.later]
+        heapq.heapify(self.later)
+
+    def count(self, share: Share) -> int:
+        """How many of a share may start at once."""
+        return len(self.ready.get(share, ()))
+
+
+@dataclass(eq=False)
 class _Slot:
-    """A worker, and what it is doing."""
+    """A worker, and what it is doing.
+
+    Attributes:
+        asked: ready once Ray has placed it; None from then on.
+        leaving: whether it has been told to stop, because its node goes away.
+        since: when it was asked for, or its last trial ended.
+    """
 
     actor: Any
     share: Share
+    asked: Any = None
     attempt: _Attempt | None = None
     reports: Any = None
     heard: float = math.inf
     process: tuple[str, int] = ("", 0)
     last: Report | None = None
+    leaving: bool = False
     since: float = field(default_factory=time.monotonic)
-
-    def placed(self) -> bool:
-        """Whether Ray has found room for it."""
-        return bool(self.process[1])
 
 
 def _of_gpu(share: Share) -> float:
@@ -294,13 +521,23 @@ def _of_gpu(share: Share) -> float:
     return share.gpus if share.gpus >= 1 or not share.gpus else 1 / int(1 / share.gpus)
 
 
+@functools.cache
+def _actor() -> Any:
+    return ray.remote(Worker)
+
+
 class Pool:
-    """Workers on a Ray cluster. A context manager; leaving it ends the workers.
+    """Workers on a Ray cluster, as many as it has room for, now and after it has grown. A context manager; leaving it
+    ends the workers.
+
+    Some more workers than there is room for are asked for: that is what an autoscaler goes by, and what is there at
+    once when a node joins. Those without work for a while are ended: an autoscaler ends nodes that nobody uses.
 
     Args:
         on_report: called with every report, and for a failure with `failed` only when the trial is given up.
         say: prints one line for the user.
-        retries: how often a failed trial is tried again, from its checkpoint.
+        retries: how often a failed trial is tried again, from its checkpoint. What nodes do that die or are taken away,
+            or a storage that does not answer, does not count.
         timeout: seconds without a finished epoch after which a trial counts as hung and is ended; None: never.
     """
 
@@ -313,12 +550,20 @@ class Pool:
     ) -> None:
         self.on_report, self.say = on_report, say
         self.retries, self.timeout = retries, timeout
-        self.slots: list[_Slot] = []
+        self.slots: set[_Slot] = set()
+        self.asked: dict[Any, _Slot] = {}
+        self.busy: dict[Any, _Slot] = {}
+        self.idle: dict[Share, list[_Slot]] = defaultdict(list)
+        self.taken = [0, 0.0]
+        self.waiting, self.unfinished = _Waiting(), set[str]()
         self.given_up: set[str] = set()
         self.full: str = ""
-        self._totals: tuple[float, dict[str, float]] = (-math.inf, {})
+        self.lookout, self.view, self.dead = _Lookout(), _View(), set[str]()
+        self._losses: dict[str, set[str]] = defaultdict(set)
+        self._told: set[str] = set()
+        self._looked, self._silence = 0.0, 0.0
+        self._stillborn = 0
         self._interrupts = 0
-        self._told = False
 
     def __enter__(self) -> "Pool":
         # In the main thread only; elsewhere there are no signals to take.
@@ -327,9 +572,12 @@ class Pool:
             for number in (signal.SIGINT, signal.SIGTERM)
             if threading.current_thread() is threading.main_thread()
         }
+        self.lookout.view = self.view = _View.now()
+        self.lookout.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.lookout.end()
         for slot in list(self.slots):
             self._end(slot)
         for number, handler in self._former.items():
@@ -341,24 +589,28 @@ class Pool:
         Raises:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when the running trials have written their checkpoints.
             StorageFull: a trial could not write; the other running ones have ended.
+            ClusterLost: the cluster does not answer.
         """
-        waiting = deque(_Attempt(job) for job in jobs)
-        unfinished = {job.identity for job in jobs}
+        self.waiting, self.unfinished = _Waiting(), {job.identity for job in jobs}
+        for job in jobs:
+            self._line_up(_Attempt(job))
         stop_by = 0.0
-        while waiting or self._busy():
+        self._looked = time.monotonic()
+        while self.waiting or self.busy:
             if self._interrupts and not stop_by:
                 stop_by = time.monotonic() + _STOP_SECONDS
-                self._stop(len(self._busy()))
-            if stop_by and (not self._busy() or time.monotonic() > stop_by):
+                self._stop()
+            if stop_by and (not self.busy or time.monotonic() > stop_by):
                 raise KeyboardInterrupt
-            if self.full and not self._busy():
+            if self.full and not self.busy:
                 raise StorageFull(self.full)
+            self._look()
             if not stop_by and not self.full:
-                self._start(waiting, unfinished)
-            for slot in self._ready():
-                self._listen(slot, waiting, unfinished)
-            self._end_hung(waiting, unfinished)
-            self._make_room()
+                self._start()
+            for slot in self._news():
+                self._listen(slot)
+            self._end_hung()
+        self.lookout.held, self.lookout.waits = 0.0, False
         if self._interrupts:
             raise KeyboardInterrupt
         if self.full:
@@ -374,185 +626,340 @@ class Pool:
         if self._interrupts > 1:
             raise KeyboardInterrupt
 
-    def _stop(self, running: int) -> None:
-        if running:
-            self.say(f"stopping: {running} trials write their checkpoints; Ctrl-C again stops at once")
-        for slot in self._busy():
-            if slot.placed():
-                slot.actor.stop.remote()
+    def _stop(self) -> None:
+        if self.busy:
+            self.say(f"stopping: {len(self.busy)} trials write their checkpoints; Ctrl-C again stops at once")
+        for slot in self.busy.values():
+            slot.actor.stop.remote()
+        for slot in list(self.asked.values()):
+            self._end(slot)
+
+    # Waiting trials, and workers for them.
+
+    def _line_up(self, attempt: _Attempt) -> None:
+        """Have a trial wait for its worker, or for the trial that must have ended before."""
+        job = attempt.job
+        if job.after in self.unfinished:
+            self.waiting.after[job.after].append(attempt)
+        elif job.after in self.given_up:
+            self._give_up(attempt, Report(job.identity, "failed", reason=f"its pre-training {job.after} failed"))
+        else:
+            self.waiting.add(attempt, job.share)
+
+    def _start(self) -> None:
+        """Give work to workers, and see to it that there are as many as there is work for."""
+        for share, attempt in self.waiting.due():
+            verdict, attempt.verdict = attempt.verdict, None
+            if verdict and self._failures(attempt) > self.retries:
+                self._give_up(attempt, verdict)
             else:
-                # It has begun nothing, and may never be heard of.
-                self._end(slot)
+                self.waiting.add(attempt, share, first=True)
+        for share in list(self.waiting.ready):
+            idle = self.idle[share]
+            while idle and self.waiting.count(share):
+                self._give(idle.pop(), self.waiting.take(share))
+        self._ask()
 
-    def _busy(self) -> list[_Slot]:
-        return [slot for slot in self.slots if slot.attempt is not None]
+    def _give(self, slot: _Slot, attempt: _Attempt) -> None:
+        slot.attempt, slot.heard, slot.last = attempt, math.inf, None
+        slot.reports = slot.actor.run.options(num_returns="streaming").remote(attempt.job)
+        self.busy[slot.reports] = slot
 
-    def _start(self, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
-        """Give work to workers, and make workers while there is room for them."""
-        now = time.monotonic()
-        postponed: list[_Attempt] = []
-        while waiting:
-            attempt = waiting.popleft()
-            if attempt.not_before > now or attempt.job.after in unfinished:
-                postponed.append(attempt)
-                continue
-            if attempt.job.after in self.given_up:
-                unfinished.discard(attempt.job.identity)
-                self.given_up.add(attempt.job.identity)
-                reason = f"its pre-training {attempt.job.after} failed"
-                self.on_report(Report(attempt.job.identity, "failed", reason=reason))
-                continue
-            slot = self._slot_for(attempt)
-            if slot is None:
-                waiting.appendleft(attempt)
-                break
-            slot.attempt, slot.heard, slot.last = attempt, math.inf, None
-            slot.reports = slot.actor.run.options(num_returns="streaming").remote(attempt.job)
-        waiting.extendleft(reversed(postponed))
+    def _ask(self) -> None:
+        """Ask Ray for workers, and take back what was asked for and is not needed any more."""
+        asked: dict[Share, list[_Slot]] = defaultdict(list)
+        for slot in self.asked.values():
+            asked[slot.share].append(slot)
+        for share in {**asked, **self.waiting.ready}:
+            wanted, ahead = self.waiting.count(share), asked[share]
+            # One that waits for its place may wait for long; an idle one has taken its work.
+            while len(ahead) > wanted or (ahead and self.view.part < 1 and self._held() > self.view.part + 1e-6):
+                self._end(ahead.pop())
+            while len(ahead) < wanted and (self._room(share) or len(ahead) < self._beyond()):
+                ahead.append(self._worker(share))
 
-    def _unplaced(self) -> float:
-        """Seconds for which a worker has been waiting for Ray to find room for it."""
-        now = time.monotonic()
-        return max((now - slot.since for slot in self.slots if not slot.placed()), default=0.0)
-
-    def _make_room(self) -> None:
-        """Let idle workers give way to one that waits: what there is in sum may be in pieces that are too small."""
-        if self._unplaced() > _PLACE_SECONDS:
-            self.release()
-        if self._unplaced() > _TELL_SECONDS and not self._told and not any(slot.placed() for slot in self._busy()):
-            self._told = True
-            share = next(slot.share for slot in self.slots if not slot.placed())
-            self.say(f"no node has room for a trial of {share} yet; waiting for one")
-
-    def _slot_for(self, attempt: _Attempt) -> _Slot | None:
-        """An idle worker with the right share, or a new one, in the place of idle ones with others if need be."""
-        share = self._whole() if attempt.alone else attempt.job.share
-        idle = [slot for slot in self.slots if slot.attempt is None]
-        for slot in idle:
-            if slot.share == share:
-                return slot
-        if self._unplaced() > _PLACE_SECONDS:
-            return None
-        while not self._room(share):
-            if not idle:
-                # More than there is at all: Ray decides, when nothing else is in its way.
-                if self.slots:
-                    return None
-                break
-            self._end(idle.pop())
-        slot = _Slot(self.make_worker(share), share)
-        self.slots.append(slot)
+    def _worker(self, share: Share) -> _Slot:
+        actor = self.make_worker(share)
+        slot = _Slot(actor, share, actor.__ray_ready__.remote())
+        self.slots.add(slot)
+        self.asked[slot.asked] = slot
+        self.taken[0] += share.cpus
+        self.taken[1] += _of_gpu(share)
         return slot
 
     def make_worker(self, share: Share) -> Any:
         """Ask Ray for a worker with a share of a node; the actor, which need not be running yet."""
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_concurrency": 4}
-        return ray.remote(Worker).options(**options).remote()
+        return _actor().options(**options).remote()
 
     def _room(self, share: Share) -> bool:
-        total = self._resources()
-        cpus = sum(slot.share.cpus for slot in self.slots) + share.cpus
-        gpus = sum(_of_gpu(slot.share) for slot in self.slots) + _of_gpu(share)
-        return cpus <= total.get("CPU", 0) + 1e-6 and gpus <= total.get("GPU", 0) + 1e-6
+        """Whether the cluster has room for one more, once idle workers with other shares have made some."""
+        idle = [slot for slots in self.idle.values() for slot in slots if slot.share != share]
+        while not self._fits(share):
+            if not idle:
+                return False
+            self._end(idle.pop())
+        return True
 
-    def _resources(self) -> dict[str, float]:
-        """What there is, asked anew now and then: nodes come and go."""
-        asked, known = self._totals
-        if time.monotonic() - asked > _RESOURCES_SECONDS:
-            known = ray.cluster_resources()
-            self._totals = (time.monotonic(), known)
-        return known
+    def _fits(self, share: Share) -> bool:
+        cpus, gpus = self.taken[0] + share.cpus, self.taken[1] + _of_gpu(share)
+        if self.view.part < 1:
+            return not self.slots or self.view.held(cpus, gpus) <= self.view.part + 1e-6
+        most = self.view.most
+        return cpus <= most.get("CPU", 0) + 1e-6 and gpus <= most.get("GPU", 0) + 1e-6
 
-    def _whole(self) -> Share:
+    def _beyond(self) -> int:
+        """How many workers of a share to ask for, room or not: as fast as Ray's autoscaler lets a cluster grow."""
+        return max(2, (len(self.slots) - len(self.asked)) // 2) if self.view.part == 1 else 0
+
+    def _held(self, without: Share | None = None) -> float:
+        cpus, gpus = self.taken
+        if without:
+            cpus, gpus = cpus - without.cpus, gpus - _of_gpu(without)
+        return self.view.held(cpus, gpus)
+
+    def _whole(self, share: Share) -> Share:
         """So much that nothing else runs on the same GPU, or, without GPUs, on the same node."""
-        if self._resources().get("GPU", 0):
-            return Share(1, 1.0)
-        return Share(int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])), 0.0)
+        return Share(1, 1.0) if share.gpus else Share(max(share.cpus, self.view.largest), 0.0)
 
-    def _ready(self) -> list[_Slot]:
-        """The workers that have said something, after a moment's wait."""
-        busy = self._busy()
-        if not busy:
+    # The cluster.
+
+    def _look(self) -> None:
+        """Take in what the lookout has seen: nodes that are gone or will be, others that wait, an autoscaler's limit.
+
+        Raises:
+            ClusterLost: it has seen nothing for long.
+        """
+        now = time.monotonic()
+        # A process that was stopped meanwhile, or a machine that slept, has missed no answers.
+        self._silence += min(now - self._looked, _LOOK_SECONDS)
+        self._looked = now
+        if self._silence > _LOST_SECONDS:
+            try:
+                self._knock()
+            except OSError as error:
+                raise ClusterLost(f"the Ray cluster has not answered for {self._silence:.0f} s ({error})") from error
+            self._silence = 0.0  # slow, but there
+        if self.lookout.view is self.view:
+            return
+        former, self.view, self._silence = self.view, self.lookout.view, 0.0
+        placed = [slot.share for slot in self.slots if not slot.asked]
+        self.lookout.held = self.view.held(sum(share.cpus for share in placed), sum(map(_of_gpu, placed)))
+        # For nodes of a kind that are not there, nobody can make room.
+        self.lookout.waits = any(self.view.held(share.cpus, _of_gpu(share)) <= 1 for share in self.waiting.ready)
+        if gone := self.view.dead - former.dead:
+            self._lose(gone)
+        if self.view.leaving:
+            self._leave(self.view.leaving)
+        for slot in [slot for idle in self.idle.values() for slot in idle if now - slot.since > _IDLE_SECONDS]:
+            self._end(slot)
+        oldest = min(self.asked.values(), key=lambda slot: slot.since, default=None)
+        if oldest and now - oldest.since > _TELL_SECONDS and len(self.asked) == len(self.slots):
+            self._say_once(f"no node has room for a trial of {oldest.share} yet; waiting for one")
+
+    def _lose(self, nodes: frozenset[str]) -> None:
+        """Nodes are gone, and the workers there with them, whether they have been heard to die or not."""
+        self.dead |= nodes
+        for slot in [slot for slot in self.slots if slot.process[0] in nodes]:
+            self._died(slot, "its node is gone")
+        for node in nodes:
+            if trials := self._losses.pop(node, set()) & self.unfinished:
+                self.say(f"node {self.view.names[node]} is lost; its {len(trials)} trials go on from their checkpoints")
+        self.waiting.review()
+
+    def _leave(self, nodes: frozenset[str]) -> None:
+        """Nodes will be taken away: have their trials write their checkpoints now."""
+        there = [slot for slot in self.slots if slot.process[0] in nodes and not slot.leaving]
+        for node in {slot.process[0] for slot in there if slot.attempt}:
+            count = sum(slot.process[0] == node and slot.attempt is not None for slot in there)
+            self.say(
+                f"node {self.view.names[node]} will be taken away; its {count} trials checkpoint and go on elsewhere"
+            )
+        for slot in there:
+            if slot.attempt:
+                slot.leaving = True
+                slot.actor.stop.remote()
+            else:
+                self._end(slot)
+
+    def _knock(self) -> None:
+        _knock(ray.get_runtime_context().gcs_address)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self.say(line)
+
+    # What workers say.
+
+    def _news(self) -> list[_Slot]:
+        """The workers that have something to say, after a moment's wait."""
+        sources = {**self.asked, **self.busy}
+        if not sources:
             time.sleep(_NEWS_SECONDS)
             return []
-        streams = {slot.reports: slot for slot in busy}
-        ready, _ = ray.wait(list(streams), num_returns=1, timeout=_NEWS_SECONDS)
-        if ready and len(busy) > 1:
-            ready, _ = ray.wait(list(streams), num_returns=len(busy), timeout=0)
-        return [streams[stream] for stream in ready]
+        ready, _ = ray.wait(list(sources), num_returns=1, timeout=_NEWS_SECONDS)
+        if ready and len(sources) > 1:
+            # To look at all costs about the same whatever has come: 0.1 ms a source, so wait for some more.
+            time.sleep(1e-4 * len(sources))
+            ready, _ = ray.wait(list(sources), num_returns=len(sources), timeout=0)
+        return [sources[source] for source in ready]
 
-    def _listen(self, slot: _Slot, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
+    def _listen(self, slot: _Slot) -> None:
         """Take one report, or the news that there will be none."""
+        if slot not in self.slots:
+            return
         try:
+            if slot.asked:
+                ray.get(slot.asked)
+                self._placed(slot)
+                return
             report: Report = ray.get(next(slot.reports))
         except StopIteration:
-            self._ended(slot, waiting, unfinished)
-            return
+            self._ended(slot)
         except ray.exceptions.RayError as error:
-            if not (slot.last and slot.last.state == "failed"):
-                job = slot.attempt.job if slot.attempt else None
-                reason = f"the worker process died ({_one_line(error)[:200]})"
-                # Ray's memory monitor ends a worker before the system would end the node.
-                short = isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error)
-                identity = job.identity if job else ""
-                slot.last = Report(identity, "failed", reason=reason, cause="memory" if short else "")
-            self._end(slot)
-            self._ended(slot, waiting, unfinished)
-            return
-        slot.heard, slot.last = time.monotonic(), report
-        if report.state == "begun":
-            slot.process = report.worker
-        elif report.state in ("started", "epoch"):
-            self.on_report(report)
+            # Ray's memory monitor ends a worker before the system would end the node.
+            short = isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error)
+            reason = f"the worker process died ({_one_line(error)[:200]})"
+            self._died(slot, reason, "memory" if short else "")
+        else:
+            slot.heard, slot.last = time.monotonic(), report
+            if report.state == "begun":
+                slot.process = report.worker
+            elif report.state in ("started", "epoch"):
+                self.on_report(report)
 
-    def _ended(self, slot: _Slot, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
+    def _placed(self, slot: _Slot) -> None:
+        """Ray has found room for it, and it is up."""
+        del self.asked[slot.asked]
+        slot.asked, slot.since = None, time.monotonic()
+        self.idle[slot.share].append(slot)
+        self._stillborn = 0
+
+    def _died(self, slot: _Slot, reason: str, cause: Cause = "") -> None:
+        """A worker is gone without a last word, or before its first."""
+        born = slot.asked is None
+        self._end(slot)
+        if slot.attempt:
+            if not (slot.last and slot.last.state == "failed"):
+                slot.last = Report(slot.attempt.job.identity, "failed", reason=reason, cause=cause, worker=slot.process)
+            self._ended(slot)
+        elif not born:
+            # Once may be chance. If none comes up, the trials that wait would wait for ever.
+            self._stillborn += 1
+            if self._stillborn > _STILLBORN and self.waiting.count(slot.share):
+                slot.attempt = self.waiting.take(slot.share)
+                slot.last = Report(slot.attempt.job.identity, "failed", reason=reason, cause=cause)
+                self._ended(slot)
+
+    def _ended(self, slot: _Slot) -> None:
         """Draw the conclusion from a worker's last report."""
         attempt, report = slot.attempt, slot.last
-        slot.attempt = slot.reports = None
         assert attempt is not None
+        self.busy.pop(slot.reports, None)
+        slot.attempt = slot.reports = None
         if report is None or report.state not in ("done", "paused", "elsewhere", "stopped", "failed"):
             report = Report(attempt.job.identity, "failed", reason="the worker ended without a word")
-        if report.state == "failed" and self._interrupts and attempt.failures < self.retries:
+        if slot in self.slots:
+            self._keep(slot, report)
+        if report.state == "failed" and self._interrupts and self._failures(attempt) < self.retries:
             # It would have been tried again.
             report = dataclasses.replace(report, state="stopped")
-        if report.state == "failed" and slot in self.slots and slot.share.gpus and report.cause not in ("user", "disk"):
-            # After some errors CUDA gives nothing but errors in the same process.
-            self._end(slot)
-        if report.state == "elsewhere":
-            attempt.not_before = time.monotonic() + _BUSY_ELSEWHERE_SECONDS
-            waiting.append(attempt)
-            return
-        if report.state == "failed" and self._again(attempt, report, waiting):
-            return
-        unfinished.discard(attempt.job.identity)
-        if report.state == "failed":
-            self.given_up.add(attempt.job.identity)
-        self.on_report(report)
+        if slot.leaving and report.state == "failed" and report.worker[0]:
+            # Its node was faster than its checkpoint.
+            report = dataclasses.replace(report, state="stopped")
+        if report.state == "stopped" and not self._interrupts:
+            if not slot.leaving:
+                self.say(f"a worker on {self._name(slot)} was told to end; its trial goes on from its checkpoint")
+            self.waiting.add(attempt, slot.share, first=True)
+        elif report.state == "elsewhere":
+            self.waiting.add(attempt, slot.share, _BUSY_ELSEWHERE_SECONDS)
+        elif report.state != "failed":
+            self._finish(attempt, report)
+        elif not self._again(attempt, report):
+            self._give_up(attempt, report)
 
-    def _again(self, attempt: _Attempt, report: Report, waiting: "deque[_Attempt]") -> bool:
+    def _keep(self, slot: _Slot, report: Report) -> None:
+        """Keep a worker for the next trial, or end it."""
+        # After some errors CUDA gives nothing but errors in the same process.
+        spoiled = report.state == "failed" and slot.share.gpus and report.cause not in ("user", "disk", "storage")
+        stopped = report.state == "stopped" or slot.leaving
+        # Others wait for their part of the cluster, and this pool would still have its own without this one.
+        yielded = self.view.part < 1 and self._held(without=slot.share) >= self.view.part - 1e-6 and len(self.slots) > 1
+        if spoiled or stopped or yielded:
+            self._end(slot)
+        else:
+            slot.since = time.monotonic()
+            self.idle[slot.share].append(slot)
+
+    def _again(self, attempt: _Attempt, report: Report) -> bool:
         """Whether a failed trial gets another try: from its checkpoint, after an out-of-memory alone."""
+        share = self._whole(attempt.job.share) if attempt.alone else attempt.job.share
         if report.cause == "disk":
             self.full = self.full or report.reason
             return False
-        attempt.failures += 1
-        if report.cause == "user" or attempt.failures > self.retries or self._interrupts:
+        if report.cause == "storage" and attempt.away < _STORAGE_TRIES and not self._interrupts:
+            self._say_once(f"the storage does not answer ({report.reason}); what cannot go on is tried again later")
+            pause = min(_STORAGE_SECONDS * 2**attempt.away, _STORAGE_MOST_SECONDS)
+            attempt.away += 1
+            self.waiting.add(attempt, share, pause)
+            return True
+        node = report.worker[0]
+        if node and not report.cause:
+            attempt.died_on.append(node)
+            self._losses[node].add(attempt.job.identity)
+        else:
+            attempt.failures += 1
+        if report.cause == "user" or self._interrupts or self._gone(attempt) >= _MOST_NODES:
             return False
-        if report.cause == "memory":
+        if self._failures(attempt) > self.retries:
+            if attempt.died_on[-1:] != [node] or not self._may_be_gone(node):
+                return False
+            attempt.verdict = report
+            self.waiting.add(attempt, share, _NODE_NEWS_SECONDS)
+        elif report.cause == "memory":
             attempt.alone = True
             # And the GPU's energy is all its own.
             runtime = dataclasses.replace(attempt.job.runtime, gpu_share=1.0)
             attempt.job = dataclasses.replace(attempt.job, runtime=runtime)
             # After all others, when there is room for it to be alone.
-            waiting.append(attempt)
+            self.waiting.add(attempt, self._whole(attempt.job.share))
         else:
-            waiting.appendleft(attempt)
+            self.waiting.add(attempt, share, first=True)
         return True
 
-    def _end_hung(self, waiting: "deque[_Attempt]", unfinished: set[str]) -> None:
+    def _failures(self, attempt: _Attempt) -> int:
+        """How often a trial has failed, as far as it may be its own fault."""
+        return attempt.failures + len(attempt.died_on) - self._gone(attempt)
+
+    def _gone(self, attempt: _Attempt) -> int:
+        return sum(node in self.dead for node in attempt.died_on)
+
+    def _may_be_gone(self, node: str) -> bool:
+        """Whether a node on which a worker died may have died as well: not this process's own."""
+        return node != ray.get_runtime_context().get_node_id()
+
+    def _give_up(self, attempt: _Attempt, report: Report) -> None:
+        if self._gone(attempt) >= _MOST_NODES:
+            report = dataclasses.replace(report, reason=f"{_MOST_NODES} nodes died under it; {report.reason}")
+        self.given_up.add(attempt.job.identity)
+        self._finish(attempt, report)
+
+    def _finish(self, attempt: _Attempt, report: Report) -> None:
+        """A job has come to its end."""
+        self.unfinished.discard(attempt.job.identity)
+        self.on_report(report)
+        for follower in self.waiting.after.pop(attempt.job.identity, ()):
+            self._line_up(follower)
+
+    def _name(self, slot: _Slot) -> str:
+        return self.view.names.get(slot.process[0], "a node")
+
+    def _end_hung(self) -> None:
         """End the workers that have not finished an epoch for too long."""
         if self.timeout is None:
             return
-        for slot in self._busy():
+        for slot in list(self.busy.values()):
             if time.monotonic() - slot.heard > self.timeout and slot.attempt is not None:
                 reason = f"no finished epoch in {self.timeout:g} s (--trial-timeout)"
                 slot.last = Report(slot.attempt.job.identity, "failed", reason=reason)
@@ -562,10 +969,16 @@ class Pool:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(process, signal.SIGKILL)
                 self._end(slot)
-                self._ended(slot, waiting, unfinished)
+                self._ended(slot)
 
     def _end(self, slot: _Slot) -> None:
         """End a worker's process."""
         self.slots.remove(slot)
+        if slot.asked:
+            del self.asked[slot.asked]
+        elif slot.attempt is None and slot in self.idle[slot.share]:
+            self.idle[slot.share].remove(slot)
+        self.taken[0] -= slot.share.cpus
+        self.taken[1] -= _of_gpu(slot.share)
         with contextlib.suppress(Exception):
             ray.kill(slot.actor)

@@ -35,6 +35,23 @@ def cell(trial):
     return trial.augmentations[0], "all"
 '''
 
+TEMPERATURES = '''"""Six temperatures."""
+
+TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+SETTINGS = {"loss": "self_supervised"}
+ROWS, COLUMNS = ("temperature", tuple(map(str, TEMPERATURES))), ("all", ("all",))
+
+
+def trials(base):
+    """The base with each."""
+    return [base.but(temperature=temperature) for temperature in TEMPERATURES]
+
+
+def cell(trial):
+    """One row a temperature."""
+    return str(trial.temperature), "all"
+'''
+
 
 class Command:
     """Runs a module of the project in a folder of its own, with the tests' cache."""
@@ -70,6 +87,25 @@ class Command:
             if result := folder.result():
                 found[folder.identity] = result
         return found
+
+
+def outputs(command: Command, name: str) -> dict[str, bytes]:
+    """The tables and decisions that a sweep has left; not its clock."""
+    (folder,) = command.storage.glob(f"sweeps/{name}-*")
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir()
+        if path.suffix in (".md", ".csv", ".tex", ".svg") or path.name == "rungs.json"
+    }  # fmt: skip
+
+
+def newest_checkpoint(command: Command) -> float:
+    """When a checkpoint was last written."""
+    stamps = []
+    for path in command.storage.glob("trials/*/checkpoint.pt"):
+        # Gone since it was listed: its trial is done.
+        if (stat := path.stat() if path.exists() else None) is not None:
+            stamps.append(stat.st_mtime)
+    return max(stamps, default=0.0)
 
 
 def runs(storage: Path, sweep: str) -> tuple[list, list]:

@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHAIN = [
-    ["errors"], ["files", "config", "progress"], ["seeds", "clips"], ["building", "local"], ["datasets"],
+    ["errors"], ["buckets"], ["files", "config", "progress"], ["seeds", "clips"], ["building", "local"], ["datasets"],
     ["vocoder"], ["augment"],
     ["features"], ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
-    ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking"], ["train", "embed"], ["packing"], ["trial"],
-    ["sweep"],
+    ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking", "status"], ["train", "embed"], ["packing"],
+    ["trial", "preemption"], ["sweep"],
 ]  # fmt: skip
 
 
@@ -48,6 +48,7 @@ def test_modules_import_along_the_chain_and_never_back() -> None:
         ("clar.trainer", ("ray", "mlflow", "pandas")),
         ("clar.train", ("ray", "mlflow")),
         ("clar.sweep", ("torch", "ray", "mlflow", "optuna", "pandas", "matplotlib")),
+        ("clar.status", ("torch", "ray", "mlflow", "pandas", "numpy")),
         ("clar.trial", ("torch", "mlflow")),
         ("clar.packing", ("torch", "ray")),
         ("clar.datasets", ("torch", "torchaudio", "ray")),

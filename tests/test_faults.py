@@ -14,45 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import TINY, Command, runs, wait_for
+from tests.running import TEMPERATURES, TINY, Command, newest_checkpoint, outputs, runs, wait_for
 
 LONG = [argument.replace("epochs=2", "epochs=80") for argument in TINY]
-
-TEMPERATURES = '''"""Six temperatures."""
-
-TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-SETTINGS = {"loss": "self_supervised"}
-ROWS, COLUMNS = ("temperature", tuple(map(str, TEMPERATURES))), ("all", ("all",))
-
-
-def trials(base):
-    """The base with each."""
-    return [base.but(temperature=temperature) for temperature in TEMPERATURES]
-
-
-def cell(trial):
-    """One row a temperature."""
-    return str(trial.temperature), "all"
-'''
-
-
-def outputs(command: Command, name: str) -> dict[str, bytes]:
-    """The tables and decisions that a sweep has left; not its clock."""
-    (folder,) = command.storage.glob(f"sweeps/{name}-*")
-    return {
-        path.name: path.read_bytes() for path in folder.iterdir()
-        if path.suffix in (".md", ".csv", ".tex", ".svg") or path.name == "rungs.json"
-    }  # fmt: skip
-
-
-def newest_checkpoint(command: Command) -> float:
-    """When a checkpoint was last written."""
-    stamps = []
-    for path in command.storage.glob("trials/*/checkpoint.pt"):
-        # Gone since it was listed: its trial is done.
-        if (stat := path.stat() if path.exists() else None) is not None:
-            stamps.append(stat.st_mtime)
-    return max(stamps, default=0.0)
 
 
 def trainings(command: Command) -> dict[str, int]:

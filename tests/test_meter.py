@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -271,11 +270,10 @@ def test_the_driver_gives_a_trial_the_share_that_it_has_room_for(tmp_path: Path,
 
 def test_a_trial_that_is_tried_again_alone_has_the_gpu_to_itself() -> None:
     pool = trial.Pool(lambda report: None, lambda line: None)
-    waiting: deque[trial._Attempt] = deque()
     for cause, expected in (("", 0.25), ("memory", 1.0)):
         report = trial.Report("0" * 16, "failed", cause=cause)  # type: ignore[arg-type]
-        assert pool._again(trial._Attempt(_job(0.25)), report, waiting)
-        assert waiting.pop().job.runtime.gpu_share == expected
+        assert pool._again(trial._Attempt(_job(0.25)), report)
+        assert pool.waiting.take(Share(1, expected)).job.runtime.gpu_share == expected
 
 
 @pytest.mark.gpu
