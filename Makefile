@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(PY) -m clar.sweep augmentations --preset demo
 
 test: $(INSTALLED)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

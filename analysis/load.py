@@ -6,7 +6,9 @@ any other: there is one way from trials to tables.
 
 import contextlib
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -142,12 +144,26 @@ def _plan(
             f"`python -m clar.sweep {name}` with its options once more: what is done stays done"
         )
     # A user's own study is read from where the user says it is, else from where it was.
-    where = name if name.endswith(".py") else about["recipe"]["space"]
+    where = name if name.endswith(".py") else str(about["recipe"]["space"])
+    if where != name and where.endswith(".py") and not _is_own(Path(where)):
+        raise UserError(
+            f"the sweep {name} is of the study {where}, whose code is not yours; to run it, name the file: "
+            f"`python -m analysis.report {where}`"
+        )
     plan = restore(storage, about["recipe"], space.load(where), mean_interval)
     before_replay(plan)
     plan.replay(failed_again=False)
     plan.frozen = True
     return plan
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file is the user's own, so that nobody who can write to a storage can choose what is run here."""
+    try:
+        status = file.stat()
+    except OSError:
+        return True  # not there: said where it is read
+    return status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH
 
 
 def _space(sweep: SweepFolder) -> str:

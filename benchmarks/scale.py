@@ -152,8 +152,6 @@ def cluster(nodes: int, gpus: int) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
-    # Else every node starts as many processes as it has CPUs when the driver comes: on one machine that is all of them.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with trial._on_loopback() as here:
         each = {"node_ip_address": here, "object_store_memory": _STORE}
         started = Cluster(initialize_head=True, head_node_args={**each, "num_cpus": 0, "include_dashboard": False})

@@ -33,7 +33,7 @@ from clar.errors import UserError
 _PATIENCE_SECONDS = 900.0
 _WAIT_SECONDS = 15.0
 """Between two tries, at most."""
-_LEASE_SECONDS, _RENEW_SECONDS = 60.0, 15.0
+LEASE_SECONDS, _RENEW_SECONDS = 60.0, 15.0
 """A lock that was not renewed for so long is nobody's. Clocks of machines that share a storage may differ by half."""
 _ASK_SECONDS = 0.5
 _PASSING = {errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
@@ -274,7 +274,7 @@ class Lease:
         except FileNotFoundError:
             return False
         age = (datetime.now(UTC) - held["LastModified"]).total_seconds()
-        return age > _LEASE_SECONDS and self._put(IfMatch=held["ETag"])
+        return age > LEASE_SECONDS and self._put(IfMatch=held["ETag"])
 
     def _renew(self, left: threading.Event) -> None:
         while not left.wait(_RENEW_SECONDS):

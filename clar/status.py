@@ -202,7 +202,7 @@ def _held(lock: Path) -> bool:
     if not is_folder(lock):
         from clar import buckets
 
-        return time.time() - _changed(lock) < buckets._LEASE_SECONDS
+        return time.time() - _changed(lock) < buckets.LEASE_SECONDS
     try:
         with open(lock, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ B clips, T samples, N clips of a split, H dimensions of the representation.
 
 import json
 import math
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -409,6 +410,11 @@ class Run:
                 content = torch.load(file, map_location=self.device, weights_only=True)
         except FileNotFoundError:
             return
+        except pickle.UnpicklingError as error:
+            # torch's own words tell how to load a file that runs code.
+            raise UserError(
+                f"{path} is damaged (no checkpoint of clar); delete it to train this trial from the start"
+            ) from error
         except Exception as error:
             raise UserError(f"{path} is damaged ({error}); delete it to train this trial from the start") from error
         identity = self.config.identity(self.store.fingerprint)

@@ -913,7 +913,8 @@ class Pool:
         if report.cause == "user" or self._interrupts or self._gone(attempt) >= _MOST_NODES:
             return False
         if self._failures(attempt) > self.retries:
-            if attempt.died_on[-1:] != [node] or not self._may_be_gone(node):
+            # The only node is this process's own, and well.
+            if attempt.died_on[-1:] != [node] or len(self.view.names) == 1:
                 return False
             attempt.verdict = report
             self.waiting.add(attempt, share, _NODE_NEWS_SECONDS)
@@ -934,10 +935,6 @@ class Pool:
 
     def _gone(self, attempt: _Attempt) -> int:
         return sum(node in self.dead for node in attempt.died_on)
-
-    def _may_be_gone(self, node: str) -> bool:
-        """Whether a node on which a worker died may have died as well: not this process's own."""
-        return node != ray.get_runtime_context().get_node_id()
 
     def _give_up(self, attempt: _Attempt, report: Report) -> None:
         if self._gone(attempt) >= _MOST_NODES:

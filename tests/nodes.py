@@ -37,6 +37,10 @@ class Node:
                     found.append(int(path.parent.name))
         return sorted(found)
 
+    def up(self) -> bool:
+        """Whether it is part of the cluster. `ray start` itself may stay."""
+        return any("/raylet/raylet " in _command(pid) for pid in self.processes())
+
     def kill(self) -> None:
         """SIGKILL to all of its processes, as when a machine loses its power."""
         while found := self.processes():

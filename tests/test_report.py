@@ -1,6 +1,7 @@
 """The report of sweeps that are written by hand: no training, real files, a real MLflow database."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -231,6 +232,20 @@ def test_what_cannot_be_found_is_said(sweeps: Sweeps) -> None:
         load.from_storage("grid", sweeps.storage)
     with pytest.raises(UserError, match=r"cannot be planned again.*KeyError"):
         restore(sweeps.storage, {"bases": {}}, plan.space, mean_interval)
+
+
+def test_whoever_writes_to_a_storage_does_not_choose_what_is_run_here(sweeps: Sweeps) -> None:
+    sweeps.fill(sweeps.plan(), additive)
+    study = sweeps.folder / "grid.py"
+    study.chmod(0o666)
+    with pytest.raises(UserError, match=r"whose code is not yours; to run it, name the file: .*grid\.py"):
+        load.from_storage("grid", sweeps.storage)
+    assert load.from_storage(str(study), sweeps.storage).plan.folders
+    study.chmod(0o644)
+    if os.geteuid() == 0:
+        os.chown(study, 1, 1)
+        with pytest.raises(UserError, match="whose code is not yours"):
+            load.from_storage("grid", sweeps.storage)
 
 
 def test_a_study_that_has_changed_since_is_named(sweeps: Sweeps) -> None:

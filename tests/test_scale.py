@@ -52,7 +52,7 @@ def test_a_small_cluster_for_real() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "40 trials of 1 s in 8 slots" in done.stdout
     rows = {name.strip(): float(value.replace(",", ""))
-            for name, value in re.findall(r"│ ([^│]+)│ +([\d.,]+) │", done.stdout)}  # fmt: skip
+            for name, value in re.findall(r"│ ([^│]+)│ +([\d.,]+) +│", done.stdout)}  # fmt: skip
     assert 0 < rows["driver, CPU"] < 2
     assert 0 < rows["driver, memory at most"] < 2000
     # How fast it is on a machine that does other things, too, decides nothing here.

@@ -136,7 +136,7 @@ def test_processes_that_count_together_lose_nothing(storage: Path) -> None:
 def test_a_lock_in_a_bucket_outlives_its_holder_by_a_minute_at_most(
     bucket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(buckets, "_LEASE_SECONDS", 4.0)
+    monkeypatch.setattr(buckets, "LEASE_SECONDS", 4.0)
     monkeypatch.setattr(buckets, "_RENEW_SECONDS", 0.5)
     path = bucket / "a.lock"
     code = f"from clar import files; import os; files.lock(files.place({str(path)!r})).acquire(); os._exit(0)"
