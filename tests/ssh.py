@@ -60,7 +60,9 @@ def machines(root: Path, count: int) -> Iterator[Machines]:
             config.write_text(
                 f"ListenAddress {address}:{port}\nHostKey {root}/host\nPidFile none\nStrictModes no\nUsePAM no\n"
                 f"AuthorizedKeysFile {root}/authorized\nPasswordAuthentication no\nPermitRootLogin yes\n"
-                f"MaxStartups 100\nMaxSessions 100\nSetEnv HOME={home} RAY_TMPDIR={home}\n"
+                f"MaxStartups 100\nMaxSessions 100\n"
+                # Nodes are to believe sooner than after a minute that their head is gone.
+                f"SetEnv HOME={home} RAY_TMPDIR={home} RAY_gcs_rpc_server_reconnect_timeout_s=10\n"
             )
             with (home / "sshd.log").open("wb") as log:
                 servers.append(subprocess.Popen([str(sshd), "-D", "-e", "-f", str(config)], stderr=log))

@@ -457,7 +457,8 @@ def test_slurm_runs_a_sweep_and_goes_on_after_its_signal(short_folder: Path, sma
         trials = home / "clar_runs" / "trials"
         ssh.wait_until(lambda: any(trials.glob("*/checkpoint.pt")), log)
         run("scancel", "--batch", "--signal=TERM", job)
-        ssh.wait_until(lambda: state() == "PENDING", log)
+        # Slurm waits two minutes before it starts the job again; not before all of the first run is gone.
+        ssh.wait_until(lambda: state() == "PENDING" and run("sinfo", "-h", "-o", "%D %t").split() == ["2", "idle"], log)
         assert "interrupted; the same command goes on from here" in log()
         assert not list(trials.glob("*/result.json")), "it was done before it was told to go"
         run("scontrol", "update", f"JobId={job}", "StartTime=now")
