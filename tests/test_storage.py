@@ -19,7 +19,7 @@ from clar.clips import ClipStore
 from clar.config import TrialConfig
 from clar.errors import UserError
 from clar.result import SweepFolder, TrialFolder
-from tests import s3
+from tests import nodes, s3
 from tests.running import TINY, Command, wait_for
 
 SMALL = TrialConfig(
@@ -321,6 +321,27 @@ def test_a_store_in_a_bucket_is_fetched_once_a_node(
     with pytest.raises(UserError, match="there is no clip store at s3://"):
         local.copy(place, tmp_path / "other")
     assert not [path for path in (tmp_path / "other").iterdir() if path.is_dir()]
+
+
+@pytest.mark.slow
+def test_nodes_that_see_nothing_but_the_bucket(
+    command: Command, bucket: Path, server: s3.Moody, tmp_path: Path
+) -> None:
+    """Data, trials and tables go by it: what the driver has on its disk, the workers cannot know."""
+    command.sweep("study.py", *TINY)
+    expected = command.results()
+    own, command.storage = command.environment["CLAR_CACHE"], bucket
+    with nodes.running() as cluster:
+        cluster.environment["CLAR_CACHE"] = str(tmp_path / "of-workers")
+        cluster.start(0)
+        cluster.start(2)
+        command.environment = {**cluster.environment, "CLAR_CACHE": own, "COLUMNS": "120"}
+        output = command.sweep("study.py", *TINY, "--address", cluster.address)
+    assert "failed" not in output
+    assert list(tmp_path.glob("of-workers/digits-*/clips.int16"))
+    found = command.results()
+    assert found.keys() == expected.keys()
+    assert all(found[identity].same_as(result) for identity, result in expected.items())
 
 
 @pytest.mark.slow
