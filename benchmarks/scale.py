@@ -32,7 +32,9 @@ from rich.table import Table
 
 from benchmarks.data import describe_machine, seconds
 from benchmarks.sweep import DATASET, MEGABYTE, finish, own_cache, settings, write_study
+from clar import cluster as clusters
 from clar import datasets, space, status, sweep, trial
+from clar import pool as pools
 from clar.cli import command, configure
 from clar.clips import ClipStore
 from clar.config import TrialConfig
@@ -152,7 +154,7 @@ def cluster(nodes: int, gpus: int) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
-    with trial._on_loopback() as here:
+    with clusters.on_loopback() as here:
         each = {"node_ip_address": here, "object_store_memory": _STORE}
         started = Cluster(initialize_head=True, head_node_args={**each, "num_cpus": 0, "include_dashboard": False})
         try:
@@ -392,7 +394,7 @@ def drive() -> int:
     numbers = itertools.count()
     free: list[_Worker] = []
 
-    def make_worker(self: trial.Pool, share: Share) -> _Worker:
+    def make_worker(self: pools.Pool, share: Share) -> _Worker:
         if not free:
             slots = int(max(node["Resources"].get("GPU", 0) for node in ray.nodes()))
             options = {"num_cpus": slots, "num_gpus": slots, "max_concurrency": slots + 2}
@@ -400,8 +402,8 @@ def drive() -> int:
             free.extend(_Worker(host, slot) for slot in range(slots))
         return free.pop()
 
-    trial.Pool.make_worker = make_worker  # type: ignore[method-assign]
-    with trial._on_loopback():
+    pools.Pool.make_worker = make_worker  # type: ignore[method-assign]
+    with clusters.on_loopback():
         return command(sweep.app)
 
 

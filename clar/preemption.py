@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import requests
 import typer
 
-# As in clar.trial: a cluster has one token, and both ends must agree that there is one.
+# As in clar.cluster: a cluster has one token, and both ends must agree that there is one.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from ray._private.services import canonicalize_bootstrap_address_or_die

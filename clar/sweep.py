@@ -362,9 +362,9 @@ class Shares:
 
 
 def _measure_on_cluster(gpu: bool) -> Callable[[packing.Request], packing.Answer]:
-    from clar import trial
+    from clar import pool
 
-    return lambda request: trial.measure(request, gpu)
+    return lambda request: pool.measure(request, gpu)
 
 
 def _show_unprepared(
@@ -433,9 +433,9 @@ def _address(given: str | None) -> str | None:
 @contextmanager
 def _cluster(address: str | None, cpus: int = 0, gpus: int = 0) -> Iterator[dict[str, float]]:
     """Ray, imported when it is needed: the other uses of this command are twice as fast without."""
-    from clar import trial
+    from clar import cluster
 
-    with trial.cluster(address, cpus, gpus) as resources:
+    with cluster.connect(address, cpus, gpus) as resources:
         yield resources
 
 
@@ -663,7 +663,7 @@ class _LazyPool:
 
     def run(self, jobs: list[Any]) -> str:
         """Run the jobs to their ends; says what was in the way, a full disk, or nothing."""
-        from clar import trial
+        from clar import cluster, pool
 
         driver = self.driver
         if not self.pool:
@@ -671,18 +671,18 @@ class _LazyPool:
             driver.watch.tracker.begin()
             slots = driver.shares.slots
             if not self.address:
-                self.stack.enter_context(trial.cluster(None, slots.total_cpus, slots.total_gpus))
+                self.stack.enter_context(cluster.connect(None, slots.total_cpus, slots.total_gpus))
             self.pool = self.stack.enter_context(
-                trial.Pool(driver.watch.report, driver.watch.say, driver.retries, driver.timeout)
+                pool.Pool(driver.watch.report, driver.watch.say, driver.retries, driver.timeout)
             )
         try:
             self.pool.run(jobs)
-        except trial.StorageFull as error:
+        except pool.StorageFull as error:
             return str(error)
         except KeyboardInterrupt:
             driver.plan.record("interrupted", driver.version, **driver._spent())
             raise
-        except trial.ClusterLost as error:
+        except cluster.ClusterLost as error:
             driver.plan.record("interrupted", driver.version, **driver._spent())
             print(f"error: {error}; the same command goes on from here", file=sys.stderr)
             raise typer.Exit(1) from error

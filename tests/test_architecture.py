@@ -13,7 +13,7 @@ CHAIN = [
     ["vocoder"], ["augment"],
     ["features"], ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
     ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking", "status"], ["train", "embed"], ["packing"],
-    ["trial", "preemption"], ["sweep"],
+    ["trial", "cluster", "preemption"], ["pool"], ["sweep"],
 ]  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def test_modules_import_along_the_chain_and_never_back() -> None:
         ("clar.sweep", ("torch", "ray", "mlflow", "optuna", "pandas", "matplotlib")),
         ("clar.status", ("torch", "ray", "mlflow", "pandas", "numpy")),
         ("clar.trial", ("torch", "mlflow")),
+        ("clar.pool", ("torch", "mlflow")),
         ("clar.packing", ("torch", "ray")),
         ("clar.datasets", ("torch", "torchaudio", "ray")),
         ("analysis.tables", ("torch", "ray", "mlflow", "matplotlib")),

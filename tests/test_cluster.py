@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from clar import sweep, trial
+from clar import cluster, sweep, trial
+from clar import pool as pools
 from clar.config import Runtime
 from clar.errors import UserError
 from clar.packing import Share
@@ -211,7 +212,7 @@ class Remote:
         return object()
 
 
-class FakePool(trial.Pool):
+class FakePool(pools.Pool):
     """A pool whose workers are none, on a cluster that is told what it is."""
 
     def __init__(self, cpus: float, retries: int = 0) -> None:
@@ -226,17 +227,17 @@ class FakePool(trial.Pool):
 
     def see(self, **what: Any) -> None:
         """A new view of the cluster, as the lookout would bring it."""
-        self.lookout.view = trial._View(**{**vars(self.view), "names": {"a": "a", "b": "b"}, **what})
+        self.lookout.view = cluster.View(**{**vars(self.view), "names": {"a": "a", "b": "b"}, **what})
         self._looked = time.monotonic()
         self._look()
 
     def wait(self, *jobs: trial.Job) -> None:
         self.unfinished |= {one.identity for one in jobs}
         for one in jobs:
-            self._line_up(trial._Attempt(one))
+            self._line_up(pools._Attempt(one))
         self._start()
 
-    def place(self, count: int, node: str = "a") -> list[trial._Slot]:
+    def place(self, count: int, node: str = "a") -> list[pools._Slot]:
         """Ray finds room for some of those that were asked for; they begin."""
         placed = list(self.asked.values())[:count]
         for slot in placed:
@@ -245,7 +246,7 @@ class FakePool(trial.Pool):
         self._start()
         return placed
 
-    def end(self, slot: trial._Slot, state: trial.State, **what: Any) -> None:
+    def end(self, slot: pools._Slot, state: trial.State, **what: Any) -> None:
         assert slot.attempt
         slot.last = trial.Report(slot.attempt.job.identity, state, **what)
         self._ended(slot)
@@ -279,7 +280,7 @@ def test_the_death_of_a_node_is_no_failure_also_where_it_is_heard_of_late() -> N
 def test_a_trial_under_which_nodes_keep_dying_is_given_up() -> None:
     pool = FakePool(cpus=1)
     pool.wait(job("1"))
-    for count in range(trial._MOST_NODES):
+    for count in range(pools._MOST_NODES):
         assert not pool.reports
         (slot,) = pool.place(1, node=f"n{count}")
         pool.see(dead=frozenset({f"n{count}"}), names={f"n{count}": "n"})
@@ -338,7 +339,7 @@ def test_idle_workers_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     pool.end(first, "done")
     pool.see()
     assert first in pool.slots  # there may be more for it at once
-    monkeypatch.setattr(trial, "_IDLE_SECONDS", -1.0)
+    monkeypatch.setattr(pools, "_IDLE_SECONDS", -1.0)
     pool.see()
     assert pool.slots == {second}
 
@@ -372,12 +373,12 @@ def test_parts_are_equal_and_nobody_waits_for_one_that_is_content() -> None:
     holds_all, waits, content = (
         {"held": 1.0, "waits": True}, {"held": 0.0, "waits": True}, {"held": 0.1, "waits": False}
     )  # fmt: skip
-    assert trial._part([]) == 1
-    assert trial._part([content]) == 1
-    assert trial._part([waits]) == 0.5
-    assert trial._part([waits, content]) == pytest.approx(1 / 3)
-    assert trial._part([holds_all]) == 1  # for the one that waits itself
-    assert trial._part([{"held": 0.0, "waits": False}, waits]) == 0.5  # one without trials is none
+    assert cluster.part_of([]) == 1
+    assert cluster.part_of([content]) == 1
+    assert cluster.part_of([waits]) == 0.5
+    assert cluster.part_of([waits, content]) == pytest.approx(1 / 3)
+    assert cluster.part_of([holds_all]) == 1  # for the one that waits itself
+    assert cluster.part_of([{"held": 0.0, "waits": False}, waits]) == 0.5  # one without trials is none
 
 
 def test_a_storage_that_does_not_answer_is_no_failure() -> None:
@@ -388,7 +389,7 @@ def test_a_storage_that_does_not_answer_is_no_failure() -> None:
         before = time.monotonic()
         pool.end(slot, "failed", cause="storage", reason="OSError: no answer")
         ((due, *_),) = pool.waiting.later
-        assert due - before >= trial._STORAGE_SECONDS * 2**count
+        assert due - before >= pools._STORAGE_SECONDS * 2**count
         pool.waiting.later = [(0.0, *pool.waiting.later[0][1:])]
         pool._start()
     assert not pool.reports
@@ -435,7 +436,7 @@ def test_trials_wait_for_their_pretraining_and_fail_with_it() -> None:
 def test_workers_that_never_come_up_fail_the_trials_at_last() -> None:
     pool = FakePool(cpus=1)
     pool.wait(job("1"))
-    for _ in range(trial._STILLBORN + 1):
+    for _ in range(pools._STILLBORN + 1):
         assert not pool.reports
         pool._died(next(iter(pool.asked.values())), "no module named clar")
         pool._start()
@@ -446,12 +447,12 @@ def test_a_cluster_that_does_not_answer_is_lost(monkeypatch: pytest.MonkeyPatch)
     pool = FakePool(cpus=1)
     pool._looked -= 3600  # asleep meanwhile
     pool._look()
-    pool._silence = trial._LOST_SECONDS + 1
+    pool._silence = pools._LOST_SECONDS + 1
     monkeypatch.setattr(pool, "_knock", lambda: None)
     pool._look()  # busy, but it takes calls
-    pool._silence = trial._LOST_SECONDS + 1
-    monkeypatch.setattr(pool, "_knock", lambda: trial._knock("127.0.0.1:1"))
-    with pytest.raises(trial.ClusterLost, match=r"not answered for 31 s .*refused"):
+    pool._silence = pools._LOST_SECONDS + 1
+    monkeypatch.setattr(pool, "_knock", lambda: cluster.knock("127.0.0.1:1"))
+    with pytest.raises(cluster.ClusterLost, match=r"not answered for 31 s .*refused"):
         pool._look()
 
 
@@ -493,4 +494,4 @@ def test_where_the_cluster_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
         sweep._address("auto")
     for address, reason in (("ray://10.0.0.1:10001", "need the cluster itself"), ("127.0.0.1:1", "refused")):
         with pytest.raises(UserError, match=f"--address {address}: no Ray cluster answers there .*{reason}"):
-            trial.cluster(address, 0, 0).__enter__()
+            cluster.connect(address, 0, 0).__enter__()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from clar import pool as pools
 from clar import trainer, trial
 from clar.clips import ClipStore
 from clar.config import Runtime, TrialConfig
@@ -269,10 +270,10 @@ def test_the_driver_gives_a_trial_the_share_that_it_has_room_for(tmp_path: Path,
 
 
 def test_a_trial_that_is_tried_again_alone_has_the_gpu_to_itself() -> None:
-    pool = trial.Pool(lambda report: None, lambda line: None)
+    pool = pools.Pool(lambda report: None, lambda line: None)
     for cause, expected in (("", 0.25), ("memory", 1.0)):
         report = trial.Report("0" * 16, "failed", cause=cause)  # type: ignore[arg-type]
-        assert pool._again(trial._Attempt(_job(0.25)), report)
+        assert pool._again(pools._Attempt(_job(0.25)), report)
         assert pool.waiting.take(Share(1, expected)).job.runtime.gpu_share == expected
 
 
