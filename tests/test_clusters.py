@@ -448,8 +448,8 @@ def test_slurm_runs_a_sweep_and_goes_on_after_its_signal(short_folder: Path, sma
                   *long, "--no-report").strip()  # fmt: skip
 
         def log() -> str:
-            path = home / f"clar-{job}.log"
-            return path.read_text() if path.exists() else "no log"
+            logs = (home / f"clar-{job}.log", *sorted(short_folder.glob("*.out")))
+            return "\n".join(path.read_text() for path in logs if path.exists())
 
         def state() -> str:
             return re.findall(r"JobState=(\S+)", run("scontrol", "show", "job", job))[0]
