@@ -69,7 +69,7 @@ class Command:
 
     def run(self, module: str, *arguments: str, code: int = 0) -> str:
         process = self.start(module, *arguments)
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=900)
         assert process.returncode == code, output
         return output
 
@@ -120,7 +120,7 @@ def runs(storage: Path, sweep: str) -> tuple[list, list]:
     return parents, [run for run in found if run not in parents]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stdout.read() if process.stdout else ""

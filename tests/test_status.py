@@ -206,7 +206,7 @@ def test_beside_a_sweep_that_runs_and_after_its_driver_was_killed(command: Comma
         assert process.poll() is None, "the sweep was done before it was looked at"
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=900)
     said = command.run("clar.sweep", "study", "--status", "--storage", str(command.storage), code=1)
     assert "stopped: no driver is at work on it" in said
     assert "0 running" not in said

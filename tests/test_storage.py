@@ -363,7 +363,7 @@ def test_a_sweep_in_a_bucket_outlives_a_bad_hour_and_ends_as_one_in_a_folder(
         time.sleep(4)
         server.mood = "well"
         time.sleep(1)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     assert "failed" not in output
     found = command.results()
@@ -379,7 +379,7 @@ def test_a_sweep_in_a_bucket_outlives_a_bad_hour_and_ends_as_one_in_a_folder(
     # Full: said in a line, and gone on with when there is room.
     server.mood = "full"
     process = command.start("clar.sweep", "study.py", *long, "--seeds", "2", "--no-report", "--storage", str(bucket))
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
     assert "Traceback" not in output
     server.mood = "well"

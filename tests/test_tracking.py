@@ -453,7 +453,7 @@ def test_two_drivers_and_a_sync_at_once_write_everything_once(tmp_path: Path) ->
         (storage / "go").touch()
         sync(storage)
         for driver in drivers:
-            said = driver.communicate(timeout=120)[0]
+            said = driver.communicate(timeout=900)[0]
             assert "cannot be written" not in said
             assert driver.returncode == 0
     finally:

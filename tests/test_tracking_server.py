@@ -153,7 +153,7 @@ def test_a_server_killed_in_the_middle_of_a_sweep(servers: Servers, command: Com
         before = done()
         wait_for(lambda: done() > before or sweep.poll() is not None, sweep, 300)
         servers.start()
-        output, _ = sweep.communicate(timeout=400)
+        output, _ = sweep.communicate(timeout=900)
     finally:
         sweep.kill()
         sweep.wait()
