@@ -121,7 +121,7 @@ def listening(address: str, port: int) -> bool:
         return one.connect_ex((address, port)) == 0
 
 
-def wait_until(condition: Callable[[], bool], says: Callable[[], str], seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], bool], says: Callable[[], str], seconds: float = 600) -> None:
     """Wait until it is so; fails with what there is to say if that takes too long."""
     end = time.monotonic() + seconds
     while not condition():
