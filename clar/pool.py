@@ -112,9 +112,11 @@ class _Waiting:
             _, _, share, attempt = heapq.heappop(self.later)
             yield share, attempt
 
-    def review(self) -> None:
-        """The moment of all that wait for a verdict is now."""
-        self.later = [(0.0 if one[3].verdict else one[0], *one[1:]) for one in self.later]
+    def review(self, nodes: frozenset[str]) -> None:
+        """The moment of those that wait for the news of these nodes is now."""
+        self.later = [
+            (0.0 if one[3].verdict and one[3].died_on[-1] in nodes else one[0], *one[1:]) for one in self.later
+        ]
         heapq.heapify(self.later)
 
     def count(self, share: Share) -> int:
@@ -393,7 +395,7 @@ class Pool:
         for node in nodes:
             if trials := self._losses.pop(node, set()) & self.unfinished:
                 self.say(f"node {self.view.names[node]} is lost; its {len(trials)} trials go on from their checkpoints")
-        self.waiting.review()
+        self.waiting.review(nodes)
 
     def _leave(self, nodes: frozenset[str]) -> None:
         """Nodes will be taken away: have their trials write their checkpoints now."""

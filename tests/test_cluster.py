@@ -271,8 +271,12 @@ def test_the_death_of_a_node_is_no_failure_also_where_it_is_heard_of_late() -> N
     (third, _) = pool.place(2, node="b")
     pool._died(third, "gone")
     assert not pool.reports
+    # What becomes of another node says nothing about this one.
+    pool.see(dead=frozenset("ac"), names={"a": "a", "b": "b", "c": "c"})
+    pool._start()
+    assert not pool.reports
     # The node is well: it was the trial.
-    pool.waiting.review()
+    pool.waiting.review(frozenset("b"))
     pool._start()
     assert [state for _, state in pool.states()] == ["failed"]
 
