@@ -15,7 +15,7 @@ from clar import datasets
 from clar.config import RESULTS_VERSION, TrialConfig, parse_settings
 from clar.config import preset as preset_fields
 from clar.errors import UserError
-from clar.files import is_folder, place
+from clar.files import AWAY, is_folder, place
 
 Dataset = Annotated[str, typer.Option(help="Data set; see `python -m clar.datasets list`.")]
 Preset = Annotated[
@@ -55,9 +55,6 @@ _INTERRUPTED = 130
 _UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 """What is wrong with a path that the user named, or with the rights to it."""
 
-_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
-"""What a storage answers that is not there at the moment."""
-
 
 def command(app: typer.Typer) -> int:
     """Run a command line; its exit code: 0 done, 1 trials failed, 2 the command was wrong, 130 interrupted."""
@@ -82,7 +79,8 @@ def command(app: typer.Typer) -> int:
             print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
             return 2
         advice = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to it"
-        if advice != "make room" and error.errno not in _AWAY:
+        # A connection that failed has no file: that is no storage that is away.
+        if advice != "make room" and not (error.errno in AWAY and error.filename):
             raise
         where = error.filename or "a disk"
         print(

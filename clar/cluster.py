@@ -52,10 +52,15 @@ def connect(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, flo
     if address:
         try:
             knock(address)
+        except Exception as error:
+            raise UserError(f"--address {address}: no Ray cluster answers there ({_last_line(error)})") from error
+        try:
             ray.init(address=address, **quiet)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"--address {address}: no Ray cluster answers there ({lines[-1]})") from error
+            raise UserError(
+                f"--address {address}: not let in ({_last_line(error)}); what `ray get-auth-token` says on its head "
+                "must stand in RAY_AUTH_TOKEN or ~/.ray/auth_token here, and Ray's version must be the same"
+            ) from error
     else:
         with on_loopback() as here:
             ray.init(
@@ -65,6 +70,12 @@ def connect(address: str | None, cpus: int, gpus: int) -> Iterator[dict[str, flo
         yield dict(View.now().most)
     finally:
         ray.shutdown()
+
+
+def _last_line(error: Exception) -> str:
+    """What Ray ends with, without its advice."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].partition(". ")[0]
 
 
 def knock(address: str) -> None:

@@ -4,6 +4,7 @@ Paths are of folders or, for a storage, of a bucket (`clar.buckets`): those have
 differs between the two is here.
 """
 
+import errno
 import io
 import json
 import os
@@ -25,6 +26,12 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 _AT_ONCE = 32
+
+AWAY = frozenset({
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO, errno.ENOLINK, errno.EPIPE,
+})  # fmt: skip
+"""Error numbers that files on a network give while their server is away."""
 
 
 class Lock(Protocol):
@@ -265,24 +272,24 @@ class Pace:
 
 @contextmanager
 def held(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path`; the system frees it when a process dies.
+    """Hold the lock `path`, see `lock`.
 
     Args:
-        path: the lock, in a folder that is there.
+        path: the lock.
         busy: what to say, on stderr, where another process holds it and is waited for.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    lock = FileLock(path)
+    one = lock(path)
     try:
-        lock.acquire(timeout=0)
+        one.acquire(timeout=0)
     except Timeout:
         print(f"{busy}; waiting for it", file=sys.stderr)
-        lock.acquire()
+        one.acquire()
     try:
         yield
     finally:
-        lock.release()
+        one.release()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,7 +24,7 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 import ray
 
-from clar import local
+from clar import files, local
 from clar.config import Runtime, TrialConfig
 from clar.errors import UserError
 from clar.packing import Share, is_out_of_memory
@@ -187,12 +187,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-_AWAY = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
-    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EREMOTEIO, errno.ENOLINK, errno.EPIPE,
-}  # fmt: skip
-"""What files on a network give while their server is away."""
-
 _CLIENTS = ("botocore", "aiobotocore", "s3fs", "aiohttp")
 
 
@@ -203,5 +197,5 @@ def _cause(error: Exception) -> Cause:
         return "memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk"
-    by_number = isinstance(error, OSError) and error.errno in _AWAY
+    by_number = isinstance(error, OSError) and error.errno in files.AWAY
     return "storage" if by_number or type(error).__module__.partition(".")[0] in _CLIENTS else ""

@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -499,3 +501,16 @@ def test_where_the_cluster_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, reason in (("ray://10.0.0.1:10001", "need the cluster itself"), ("127.0.0.1:1", "refused")):
         with pytest.raises(UserError, match=f"--address {address}: no Ray cluster answers there .*{reason}"):
             cluster.connect(address, 0, 0).__enter__()
+
+
+@pytest.mark.slow
+def test_who_has_no_token_is_told_where_it_goes(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ""}
+    with socket.create_server(("", 0)) as server:  # Ray asks this machine's own address
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        line = [sys.executable, "-m", "clar.sweep", "augmentations", "--address", address, "--storage", str(tmp_path)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    said = done.stderr.splitlines()
+    assert len(said) == 1
+    assert re.match(rf"error: --address {address}: not let in \(.*token.*RAY_AUTH_TOKEN or ~/.ray/auth_token", said[0])
