@@ -22,6 +22,8 @@ from typing import Any
 
 # Ray's ports run code for whoever reaches them, and some listen on all interfaces: only holders of the token may.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Else Ray starts a cluster, open to other machines, for whoever asks about one when there is none any more.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
 from ray.experimental import internal_kv

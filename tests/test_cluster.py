@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from clar import cluster, sweep, trial
 from clar import pool as pools
@@ -514,3 +515,9 @@ def test_who_has_no_token_is_told_where_it_goes(tmp_path: Path) -> None:
     said = done.stderr.splitlines()
     assert len(said) == 1
     assert re.match(rf"error: --address {address}: not let in \(.*token.*RAY_AUTH_TOKEN or ~/.ray/auth_token", said[0])
+
+
+def test_to_ask_about_a_cluster_starts_none() -> None:
+    with pytest.raises(Exception, match="not been started"):
+        cluster.View.now()
+    assert not ray.is_initialized()
