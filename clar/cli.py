@@ -97,7 +97,8 @@ def _usage_error(error: Exception) -> int:
     show = getattr(error, "format_message", None)
     if show is None:
         raise error
-    print(f"error: {show()}", file=sys.stderr)
+    if text := show():  # empty where the command's help was all it had to say
+        print(f"error: {text}", file=sys.stderr)
     return 2
 
 

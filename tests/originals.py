@@ -95,7 +95,7 @@ def write_nsynth(root: Path, pitches: Sequence[int] = (22, 60), seconds: float =
                 source = SOURCES[(family_number + 2) % 3]
                 entry = nsynth_entry(number, family, source, 33 + 100 * split_number + family_number, pitch, 50)
                 entries[entry["note_str"]] = entry
-                hertz = 440 * 2 ** ((pitch - 69) / 12)
+                hertz = 440 * 2 ** ((pitch - 69) / 12) + number / 10  # no two clips are the same
                 write_tone(root / folder / "audio" / f"{entry['note_str']}.wav", hertz, seconds)
                 number += 1
         (root / folder / "examples.json").write_text(json.dumps(entries, indent=4))

@@ -286,7 +286,7 @@ def in_a_process(archive, folder):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle(server, archive, folder, how):
-    server.answers(NAME, gives(pause=0.1))
+    server.answers(NAME, gives(pause=0.5))
     with in_a_process(archive, folder) as process:
         while not (part(folder).is_file() and part(folder).stat().st_size > 100_000):
             assert process.poll() is None, process.stderr.read()

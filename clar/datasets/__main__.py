@@ -27,7 +27,7 @@ Root = Annotated[
     ),
 ]
 Clips = Annotated[int | None, typer.Option("--clips", help="of an embedded data set: about so many clips")]
-AllowBad = Annotated[int | None, typer.Option("--allow-bad", min=0, help="files that may be unreadable [1 %]")]
+AllowBad = Annotated[int | None, typer.Option("--allow-bad", min=0, help="files that may be unreadable; default: 1 %")]
 
 
 @app.command("list")
@@ -99,7 +99,7 @@ def prepare(
     elif base in datasets.FOLDERS and root is not None:
         originals.obtain(name, root, url or (), checksum, keep_archive)
     store = datasets.load(name, root, allow_bad)
-    print(f"{store!r}\nin {store.path}")
+    print("\n".join([f"{store!r}", f"in {store.path}", *store.notes]))
 
 
 @app.command()
@@ -108,7 +108,9 @@ def info(
     root: Root = None,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="PNG with one example of each class [beside the store]", show_default=False),
+        typer.Option(
+            metavar="FILE", help="PNG with one example of each class; default: beside the store", show_default=False
+        ),
     ] = None,
 ) -> None:
     """What is in a data set, which is decoded first if need be, and a picture of it."""
@@ -170,13 +172,10 @@ def _counts(store: ClipStore) -> Table:
 
 
 def _untrained(store: ClipStore) -> list[str]:
-    """A line about classes of a fixed list that have no training clip."""
+    """A line about clips of classes, out of a fixed list, that have no training clip; the notes name those."""
     trained = np.bincount(store.labels[store.split("train")], minlength=len(store.classes)) > 0
-    names = [word for word, there in zip(store.classes, trained, strict=True) if not there]
-    if not names:
-        return []
     rows = np.flatnonzero(~trained[store.labels])
-    return [f"no training clip: {', '.join(names)}; {len(rows):,} clips of valid and test are theirs"]
+    return [f"{len(rows):,} clips of valid and test are of classes without a training clip"] if len(rows) else []
 
 
 @app.command()

@@ -13,6 +13,7 @@ from clar.datasets import listing
 from clar.datasets.listing import Row, shown
 from clar.errors import UserError
 
+CSV = "meta/esc50.csv"
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 SIZES = {"esc_50": (50, 2000), "esc_10": (10, 400)}
 """Classes and clips of each set."""
@@ -33,12 +34,24 @@ def source(name: str, root: Path) -> Source:
             source is in two folds, or audio and CSV do not fit.
     """
     with listing.reading(name, root):
-        return _scan(name, listing.real_root(name, root, ("meta/esc50.csv",), "ESC-50"))
+        return _scan(name, listing.real_root(name, _chosen(name, root), (CSV,), "ESC-50"))
+
+
+def _chosen(name: str, root: Path) -> Path:
+    """The folder in `root` that holds the set, whatever lies beside it; `root`, where none does."""
+    if (root / CSV).exists():
+        return root
+    places = sorted(path.parent.parent for path in root.glob(f"*/{CSV}"))
+    places = [place for place in places if listing.is_data(place.name)]
+    if len(places) > 1:
+        found = ", ".join(place.name for place in places)
+        raise UserError(f"{name}: {shown(root)} holds the data set twice, in {shown(found)}; name one of them")
+    return places[0] if places else root
 
 
 def _scan(name: str, root: Path) -> Source:
     base = name.partition(":")[0]
-    path, folder = root / "meta" / "esc50.csv", root / "audio"
+    path, folder = root / CSV, root / "audio"
     rows = listing.read_csv(path, COLUMNS)
     for row in rows:
         _check_row(path, row)

@@ -171,6 +171,16 @@ def fetch(archive: Archive, folder: Path, mirrors: Sequence[str] = (), patience:
     return path
 
 
+def was_fetched(path: Path) -> bool:
+    """Whether the file is one that `fetch` brought, now or in an earlier run, and not the user's own."""
+    return bool(read_json(_about(path)).get("fetched"))
+
+
+def keep(path: Path, archive: Archive) -> None:
+    """From now on the archive counts as the user's own."""
+    _remember(path, archive)
+
+
 def verify(path: Path, archive: Archive) -> None:
     """Check a file that the user has: its length, and its checksum where one is known.
 
@@ -374,7 +384,7 @@ class _Part:
             os.fsync(file.fileno())
         os.replace(self.path, self.whole)
         self._about.unlink(missing_ok=True)
-        _remember(self.whole, self.archive)
+        _remember(self.whole, self.archive, fetched=True)
 
 
 # What is on the disk
@@ -390,7 +400,8 @@ def _is_there(path: Path, archive: Archive) -> bool:
         return False
     if not path.is_file():
         raise UserError(f"{path} is not a file; remove it or name another folder")
-    if read_json(_about(path)) == _identity(path, archive):
+    about = read_json(_about(path))
+    if {**about, **_identity(path, archive)} == about:
         return True
     _check_original(path, archive, "remove it to fetch it again")
     _remember(path, archive)
@@ -443,10 +454,10 @@ def _identity(path: Path, archive: Archive) -> dict[str, Any]:
     return {"checksum": archive.checksum, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _remember(path: Path, archive: Archive) -> None:
+def _remember(path: Path, archive: Archive, **more: bool) -> None:
     """That the file is verified, so that 24 GB need not be read again; where that cannot be written, they are."""
     try:
-        write_json(_about(path), _identity(path, archive))
+        write_json(_about(path), {**_identity(path, archive), **more})
     except OSError:
         return
 

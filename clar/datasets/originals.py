@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 from clar import datasets
 from clar.datasets import listing
-from clar.datasets.fetch import ARCHIVES, Archive, fetch, verify
-from clar.datasets.unpack import is_unpacked, unpack
+from clar.datasets.fetch import ARCHIVES, Archive, fetch, verify, was_fetched
+from clar.datasets.fetch import keep as keep_archive
+from clar.datasets.unpack import is_unpacked, others_in, unpack
 from clar.errors import UserError
 
 
@@ -16,12 +17,15 @@ def unpack_given(name: str, root: Path, files: Sequence[Path]) -> None:
     """Unpack archives that the user has into the data set's folder.
 
     Raises:
-        UserError: one is missing, damaged or not to be trusted, or the folder cannot be written.
+        UserError: one is missing, damaged or not to be trusted, the folder holds another archive's files, or it cannot
+            be written.
     """
     known = {archive.name: archive for archive in _archives(name)}
     folder = datasets.unpacked(name, root) if known else root
     for file in files:
         try:
+            if file.is_dir():
+                raise UserError(f"--archive {file}: it is a folder; name an archive, or an unpacked folder with --root")
             if not file.is_file():
                 raise UserError(f"--archive {file}: no such file")
         except OSError as error:
@@ -34,6 +38,7 @@ def unpack_given(name: str, root: Path, files: Sequence[Path]) -> None:
                 f"note: {file} has {file.stat().st_size:,} bytes, the original {original.bytes:,}: it is another one",
                 file=sys.stderr,
             )
+        _check_unmixed(name, folder, file)
         known_place = datasets.landmark(name, file.name) if original else ""
         unpack(file, folder, again=not (known_place and any(folder.glob(known_place))))
 
@@ -70,14 +75,31 @@ def obtain(name: str, root: Path, mirrors: Sequence[str] = (), checksum: str | N
         there = (folder / archive.name).is_file()
         print(f"{'unpacking' if there else 'fetching'} {archive.name}{size} into {folder}", file=sys.stderr)
         path = fetch(archive, folder, own)
+        _check_unmixed(name, folder, path)
         unpack(path, folder, again=True)
-        if not keep and not there:  # one that was there may be the user's own
+        if keep:
+            keep_archive(path, archive)
+        elif was_fetched(path):  # also by an earlier run, which was interrupted; what the user put there stays
             path.unlink()
 
 
 def _archives(name: str) -> tuple[Archive, ...]:
     """None of a data set that lies where its name says."""
     return ARCHIVES[datasets.original(name)] if datasets.takes_root(name) else ()
+
+
+def _check_unmixed(name: str, folder: Path, file: Path) -> None:
+    """What an earlier archive left and this one lacks would stay, and be trained on.
+
+    Of sets in several archives, and of those without a place of their own, the labels name every file: there it shows.
+    """
+    archives = _archives(name)
+    others = others_in(file, folder) if len(archives) == 1 else []
+    if others and _has(folder, datasets.landmark(name, archives[0].name)):
+        raise UserError(
+            f"{folder} holds what {others[0]} was unpacked to, and {file} is another archive: they would mix; name "
+            "another folder with --root, or remove what is there"
+        )
 
 
 def _checksum(text: str) -> str:
@@ -96,7 +118,11 @@ def _file(url: str) -> str:
 
 def _is_there(folder: Path, archive: Archive, landmark: str) -> bool:
     """Whether the archive has been unpacked into the folder, by `unpack` or by somebody else."""
-    if not any(any(folder.glob(place)) for place in (landmark, f"*/{landmark}")):
+    if not _has(folder, landmark):
         return False  # whatever was unpacked once
     begun = any((folder / f"{archive.name}{suffix}").exists() for suffix in ("", ".part"))
     return is_unpacked(archive.name, folder) or not begun
+
+
+def _has(folder: Path, landmark: str) -> bool:
+    return any(any(folder.glob(place)) for place in (landmark, f"*/{landmark}"))

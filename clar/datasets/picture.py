@@ -1,6 +1,8 @@
 """A picture of a data set: the spectrogram of one example of each class."""
 
 import math
+import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from clar.files import write_atomically
 WINDOW_SECONDS = 0.032
 RANGE_DB = 80
 """Below the loudest, what is black."""
+
+WIDTH = 1.9
+"""Inches of one spectrogram; its title has room for some 28 letters, the picture's for some 20 in each column."""
 
 
 def draw(store: ClipStore, path: Path) -> None:
@@ -27,21 +32,31 @@ def draw(store: ClipStore, path: Path) -> None:
     rows = examples(store)
     columns = min(len(rows), 12 if len(rows) > 40 else 6)
     lines = math.ceil(len(rows) / columns)
-    figure = Figure(figsize=(1.9 * columns, 1.6 * lines + 0.5), layout="constrained")
+    what = f"{store.name}: one clip of each class, {store.seconds:g}\u00a0s, 0 to {store.sample_rate / 2000:g}\u00a0kHz"
+    title = textwrap.wrap(what, 20 * columns)  # the name may be a path, of any length
+    figure = Figure(figsize=(WIDTH * columns, 1.6 * lines + 0.2 + 0.3 * len(title)), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{store.name}: one clip of each class, {store.seconds:g} s, 0 to {store.sample_rate / 2000:g} kHz")
+    # Names are no formulas: one may have dollars in it.
+    figure.suptitle("\n".join(title), parse_math=False)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (label, row) in zip(grid.flat, rows.items(), strict=False):
         axes.imshow(spectrogram(store.clips[row], store.sample_rate), origin="lower", aspect="auto", cmap="magma",
                     vmin=-RANGE_DB, vmax=0)  # fmt: skip
-        axes.set_title(store.classes[label], fontsize=8, parse_math=False)
+        axes.set_title(_shortened(store.classes[label]), fontsize=8, parse_math=False)
 
     def save(file: Any) -> None:
-        figure.savefig(file, format="png", dpi=110)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as boxes; there is one font
+            figure.savefig(file, format="png", dpi=110)
 
     write_atomically(path, save)
+
+
+def _shortened(word: str) -> str:
+    """A class's name that does not run into its neighbour's."""
+    return word if len(word) <= 28 else f"{word[:27]}…"
 
 
 def examples(store: ClipStore) -> dict[int, int]:

@@ -108,7 +108,7 @@ def _present(name: str, words: tuple[str, ...], root: Path) -> tuple[tuple[str, 
     if version != "v0.01" and others_there and not newer:
         raise UserError(
             f"{name}: {shown(root)} has no folder for the words {', '.join(VERSIONS['v0.01'])}; of the first version's "
-            f"folder say {base}:v0.01"
+            f"folder say {base}:v0.01, or name another folder"
         )
     missing = [word for word in words if word not in there and word not in lacking]
     if missing:
@@ -133,9 +133,13 @@ def _read_list(path: Path, words: tuple[str, ...]) -> set[str]:
         number = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{shown(path)}, line {number}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
     wanted = set(words)
+    known: dict[str, bool] = {}
     for number, line in enumerate(lines, 1):
-        word, slash, _ = line.partition("/")
-        if line and (not slash or "\\" in line or (word not in WORDS and word.lower() in WORDS)):
+        word, _, file = line.partition("/")
+        if word not in known:  # "Eight" is not another word, even where the disk does not tell it from "eight"
+            others = word.lower() not in WORDS and listing.is_data(word) and (path.parent / word).is_dir()
+            known[word] = word in WORDS or others
+        if line and (not (word and file and known[word]) or "/" in file or "\\" in line):
             raise UserError(
                 f"{shown(path)}, line {number}: {shown(line)!r} is no file of a word, such as eight/1a2b_nohash_0.wav; "
                 "what it means would be trained on: correct it"

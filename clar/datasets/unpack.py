@@ -140,6 +140,13 @@ def is_unpacked(archive_name: str, folder: Path) -> bool:
     return "entries" in _read_marker(archive_name, folder)
 
 
+def others_in(archive: Path, folder: Path) -> list[str]:
+    """What archives of other content than this file's have been unpacked into the folder, by their names."""
+    size = archive.stat().st_size
+    markers = [read_json(path) for path in sorted(folder.glob(f"{_MARKER}*.json"))]
+    return [marker["archive"] for marker in markers if marker.get("archive") and marker.get("size") != size]
+
+
 # What may be written
 
 
