@@ -68,6 +68,8 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
         with cache_errors(path.parent):
             adopted = _adopt(path, source)
         work = path.with_name(f".{path.name}.building")
+        with cache_errors(path.parent):
+            _take_back(path, work)
         rows = adopted[0] if adopted else _decode_all(work, source)
         left_out = [(file, reason) for file, reason in zip(source.files, rows.reasons, strict=True) if reason]
         keep = np.array([reason is None for reason in rows.reasons])
@@ -84,7 +86,8 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
             else:
                 _check_room(new, 2 * int(keep.sum()) * source.samples)
                 _copy_rows(work / "decoded.int16", new / "clips.int16", keep, 2 * source.samples)
-            _index(new, source, keep, rows, left_out)
+            notes = [*source.notes, *_twice(new / "clips.int16", source, keep, rows.sums)]
+            _index(new, source, keep, rows, left_out, notes)
             _put_in_place(new, path)
             shutil.rmtree(work, ignore_errors=True)
             return ClipStore.open(path)
@@ -200,11 +203,13 @@ _Made = list[tuple[str | None, float | None]]
 
 @dataclass
 class _Rows:
-    """What is known of the rows of a working file: (N,) reasons and seconds, and the hash of those without a reason."""
+    """What is known of the rows of a working file: (N,) reasons and seconds, the hash of those without a reason, and
+    (N,) checksums; None: another store was built with them."""
 
     reasons: list[str | None]
     seconds: NDArray[np.float32]
     content: Any
+    sums: NDArray[np.uint64] | None = None
 
 
 class _Building:
@@ -216,6 +221,7 @@ class _Building:
         self.process = os.getpid()
         self.bytes = 2 * source.samples
         self.rows = _Rows([None] * total, np.full(total, np.nan, np.float32), hashlib.sha256())
+        self.sums = self.rows.sums = np.zeros(total, np.uint64)
         self.parent = work.parent
         self.known = _read_journal(work / _JOURNAL, source)
         write_atomically(work / _JOURNAL, "".join(self.known.values()).encode())
@@ -260,6 +266,7 @@ class _Building:
                 self.flushing.result()
             self.flushing, self.unwritten = self.flusher.submit(os.fdatasync, self.file), 0
         chunk = memoryview(os.pread(self.file, (stop - start) * self.bytes, start * self.bytes))
+        self.sums[start:stop] = _checksums(np.frombuffer(chunk, "<i2").reshape(stop - start, -1))
         bad = [row - start for row in range(start, stop) if self.rows.reasons[row]]
         for first, last in itertools.pairwise([-1, *bad, stop - start]):
             self.rows.content.update(chunk[(first + 1) * self.bytes : last * self.bytes])
@@ -320,9 +327,11 @@ def _read_journal(path: Path, source: Source) -> dict[int, str]:
         return known
     for line in content.splitlines(keepends=True):
         try:
-            row, key, _, _, reason = json.loads(line)
+            row, key, checksum, seconds, reason = json.loads(line)
         except (ValueError, TypeError):  # cut off by a power cut
             continue
+        if type(row) is not int or type(checksum) is not int or type(seconds) not in (int, float, type(None)):
+            continue  # another digit than was written
         # What was wrong with a file may have passed: it is tried again.
         if reason is None and 0 <= row < len(source.files) and key == _row_key(source, row):
             known[row] = line if line.endswith("\n") else f"{line}\n"
@@ -362,6 +371,7 @@ def _index(
     keep: NDArray[np.bool_],
     rows: _Rows,
     left_out: list[tuple[str, str]],
+    notes: list[str],
 ) -> None:
     """Write what belongs to the clips in the folder `new`: labels, splits, folds, lengths, names, and `meta.json`."""
     labels, splits = source.labels[keep].astype(np.int64), source.splits[keep].astype(np.uint8)
@@ -386,7 +396,7 @@ def _index(
         "manifest": source.manifest,
         "recordings": source.recordings_key,
         "content": content,
-        "notes": list(source.notes),
+        "notes": notes,
         "left_out": left_out,
         "bytes": {file.name: file.stat().st_size for file in sorted(new.iterdir())},
     }
@@ -396,12 +406,52 @@ def _index(
     write_json(new / "meta.json", meta)
 
 
+def _twice(clips: Path, source: Source, keep: NDArray[np.bool_], sums: NDArray[np.uint64] | None) -> list[str]:
+    """A note where files of two splits, or folds, hold the same clip: what is tested was then trained on.
+
+    No error, for published sets have such clips, and their results count them.
+    """
+    if sums is None:
+        return []
+    parts = (source.splits if source.folds is None else source.folds)[keep]
+    _, value_N, count = np.unique(sums[keep], return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(keep)
+    first: dict[bytes, int] = {}
+    pairs = []
+    size = 2 * source.samples
+    with open(clips, "rb") as file:
+        for row in np.flatnonzero(count[value_N] > 1).tolist():
+            file.seek(row * size)
+            other = first.setdefault(hashlib.blake2b(file.read(size)).digest(), row)
+            if parts[row] != parts[other]:
+                pairs.append((other, row))
+    if not pairs:
+        return []
+    one, two = (
+        f"{source.files[rows[row]]} ({SPLITS[parts[row]] if source.folds is None else f'fold {parts[row]}'})"
+        for row in pairs[0]
+    )
+    kind = "split" if source.folds is None else "fold"
+    many = "files hold" if len(pairs) > 1 else "file holds"
+    return [f"{len(pairs):,} {many} the clip of another {kind}'s file, first {two} that of {one}"]
+
+
 def _link(old: Path, new: Path) -> None:
     """The same file under another name; a copy where the file system knows no links."""
     try:
         os.link(old, new)
     except OSError:
         shutil.copyfile(old, new)
+
+
+def _take_back(path: Path, work: Path) -> None:
+    """Where a build ended between its last file and the store, killed or out of room: have its clips in `work` again.
+
+    Not those that another store shares: what is in `work` may be written to.
+    """
+    clips, decoded = path.with_name(f".{path.name}.new") / "clips.int16", work / "decoded.int16"
+    if (work / _JOURNAL).exists() and not decoded.exists() and clips.exists() and clips.stat().st_nlink == 1:
+        clips.rename(decoded)
 
 
 def _new_folder(path: Path) -> Path:

@@ -35,7 +35,8 @@ class DamagedStore(UserError):
 
 
 class ClipStore:
-    """A decoded data set. `ClipStore.open(path)` is instant: it compares sizes and never reads the clips.
+    """A decoded data set. `ClipStore.open(path)` is instant: it compares sizes, looks over the labels, and never
+    reads the clips.
 
     Pickles as its path, so a worker process opens the same memory map instead of receiving the data.
 
@@ -76,13 +77,15 @@ class ClipStore:
         self._file: BinaryIO | None = None
         shape = (meta["clips"], meta["samples"])
         self.clips: NDArray[np.int16] = np.memmap(self.path / "clips.int16", np.dtype("<i2"), "r", shape=shape)
-        self.labels: NDArray[np.int64] = _mapped(self.path / "labels.npy")
-        self._splits: NDArray[np.uint8] = _mapped(self.path / "splits.npy")
+        count = len(self.clips)
+        self.labels: NDArray[np.int64] = _mapped(self.path / "labels.npy", np.int64, count, len(self.classes))
+        self._splits: NDArray[np.uint8] = _mapped(self.path / "splits.npy", np.uint8, count, len(SPLITS))
         self.folds: NDArray[np.uint8] | None = None
         if "folds.npy" in meta["bytes"]:
-            self.folds = _mapped(self.path / "folds.npy")
-        if not len(self.labels) == len(self._splits) == len(self.clips):
-            raise ValueError(f"{len(self.clips):,} clips, {len(self.labels):,} labels, {len(self._splits):,} splits")
+            self.folds = _mapped(self.path / "folds.npy", np.uint8, count)
+        self.recording_seconds: NDArray[np.float32] = np.full(count, np.nan, np.float32)
+        if "seconds.npy" in meta["bytes"]:
+            self.recording_seconds = _mapped(self.path / "seconds.npy", np.float32, count)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "ClipStore":
@@ -118,12 +121,6 @@ class ClipStore:
     def fold_count(self) -> int:
         """How many folds the set has; 0: none."""
         return 0 if self.folds is None else int(self.folds.max())
-
-    @cached_property
-    def recording_seconds(self) -> NDArray[np.float32]:
-        """See the class."""
-        path = self.path / "seconds.npy"
-        return np.load(path) if path.exists() else np.full(len(self), np.nan, np.float32)
 
     @cached_property
     def files(self) -> list[str]:
@@ -297,9 +294,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _mapped(path: Path) -> NDArray[Any]:
-    """An array of a file that is read when it is looked at: opening takes no longer for a large store."""
-    return np.load(path, mmap_mode="r").view(np.ndarray)
+def _mapped(path: Path, kind: type, count: int, limit: int | None = None) -> NDArray[Any]:
+    """The array (count,) in a file, which is read when it is looked at: its values lie below `limit`.
+
+    Raises:
+        ValueError: the file holds another one, or none.
+    """
+    try:
+        values_N = np.load(path, mmap_mode="r").view(np.ndarray)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy takes the head of the file for Python, to which other bytes are anything
+        raise ValueError(f"{path.name} holds no array: {type(error).__name__}") from None
+    if values_N.shape != (count,) or values_N.dtype != kind:
+        raise ValueError(f"{path.name} holds {values_N.shape} {values_N.dtype}, and not {count:,} {kind.__name__}")
+    # A training would fail far from here, or not fail. A millisecond for a million clips.
+    if limit is not None and count and not 0 <= values_N.min() <= values_N.max() < limit:
+        raise ValueError(f"{path.name} holds {values_N.min()} to {values_N.max()}, and not 0 to {limit - 1}")
+    return values_N
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

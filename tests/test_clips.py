@@ -237,6 +237,28 @@ def test_half_written_store_is_damaged_and_built_again(tmp_path, file):
         ClipStore.open(path)
 
 
+OTHER_BYTES = [(0, b"x"), (20, b"((("), (22, b"O"), (61, b"9")]
+"""An unreadable head, another type, another shape; the file is as long as it was."""
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "content"),
+    [
+        *((file, *other) for file in ("labels.npy", "splits.npy", "seconds.npy") for other in OTHER_BYTES),
+        ("labels.npy", 129, b"\xff"),  # a class that there is not
+        ("splits.npy", 129, b"\x03"),
+    ],
+)
+def test_arrays_with_other_bytes_are_damaged(tmp_path, file, place, content):
+    store = build(tmp_path / "toy", make_source())
+    spoilt = bytearray((store.path / file).read_bytes())
+    spoilt[place : place + len(content)] = content
+    (store.path / file).write_bytes(spoilt)
+    with pytest.raises(DamagedStore, match=f"is damaged .*{file} holds"):
+        ClipStore.open(store.path)
+    assert build(store.path, make_source()).labels.tolist() == [0, 1] * 20
+
+
 def test_store_of_another_format_is_damaged(tmp_path):
     path = tmp_path / "toy"
     build(path, make_source())
@@ -348,6 +370,21 @@ def test_a_build_goes_on_at_the_file(tmp_path):
     assert store.fingerprint == build(tmp_path / "undisturbed", source, allow_bad=1).fingerprint
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['[3.0, "k", 1, 1.0, null]', '["3", "k", 1, 1.0, null]', '[3, "k", 1, "1", null]', "[[]]", "7", "\x00\ufffd"],
+)
+def test_a_journal_with_other_bytes_is_not_believed(tmp_path, line):
+    source, journal = bad_rows(make_source(), {30: "silent"}), tmp_path / ".toy.building" / "journal-4"
+    with pytest.raises(UserError, match="above the limit"):
+        build(tmp_path / "toy", source)
+    lines = journal.read_text().splitlines()
+    own = next(each for each in lines if each.startswith("[3,"))
+    key = json.loads(own)[1]
+    journal.write_text("\n".join(each if each != own else line.replace("k", key) for each in lines))
+    assert len(build(tmp_path / "toy", source, allow_bad=1)) == 39
+
+
 def test_too_small_a_disk_is_known_before_anything_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10))
     never = replace(make_source(), decode=lambda start, stop: pytest.fail("decoded"))
@@ -440,6 +477,24 @@ def test_a_name_with_a_line_break_or_no_utf8_cannot_break_the_list(tmp_path):
     assert store.files == [*names[:38], names[39]]
     never = replace(source, files=names, decode=lambda *rows: pytest.fail("decoded again"))
     assert build(tmp_path / "toy", never, allow_bad=1).fingerprint == store.fingerprint
+
+
+def test_the_same_clip_in_two_splits_is_named(tmp_path):
+    """By content: copies have names of their own. Twice in one split is no leak, nor is the same sum of samples."""
+    source = make_source()
+    clips_NT = source.decode(0, 40)[0].copy()
+    clips_NT[4] = clips_NT[9] = clips_NT[1]  # test, train and train
+    clips_NT[2] = clips_NT[10]  # valid and valid
+    clips_NT[5] = clips_NT[0][::-1]  # test, as loud as one of train
+    same = replace(source, decode=lambda start, stop: (clips_NT[start:stop], [None] * (stop - start)))
+    store = build(tmp_path / "toy", same)
+    assert store.notes == [
+        "1 file holds the clip of another split's file, first clip4.wav (test) that of clip1.wav (train)"
+    ]
+    folds = np.arange(40) % 4 + 1
+    folded = replace(same, folds=folds, splits=clips.fold_splits(folds, 4), labels=np.arange(40) // 4 % 2)
+    assert "clip4.wav (fold 1) that of clip1.wav (fold 2)" in build(tmp_path / "folded", folded).notes[0]
+    assert build(tmp_path / "other", source).notes == []
 
 
 def test_a_store_of_an_older_version_opens(tmp_path):
@@ -623,8 +678,8 @@ def test_cache_that_cannot_be_written_names_the_way_out(tmp_path):
         build(tmp_path / "file" / "cache" / "toy", make_source())
 
 
-@pytest.mark.parametrize("good_calls", [0, 3, 7])
-def test_full_disk_names_the_way_out(tmp_path, monkeypatch, good_calls):
+@pytest.mark.parametrize(("good_calls", "again"), [(0, 5), (3, 3), (7, 0)])
+def test_full_disk_names_the_way_out(tmp_path, monkeypatch, good_calls, again):
     """Full at the first shard, a later one, and when the store is put together; afterwards the build goes on."""
     left = [good_calls]
 
@@ -642,7 +697,20 @@ def test_full_disk_names_the_way_out(tmp_path, monkeypatch, good_calls):
         patch.setattr(os, "fsync", limited(os.fsync))
         with pytest.raises(UserError, match=r"clips in .*: No space left on device; make room.*CLAR_CACHE"):
             build(tmp_path / "toy", make_source())
-    assert np.array_equal(build(tmp_path / "toy", make_source()).clips, make_source().decode(0, 40)[0])
+    source, seen = counting(make_source())
+    assert np.array_equal(build(tmp_path / "toy", source).clips, make_source().decode(0, 40)[0])
+    assert len(seen) == again
+
+
+def test_clips_that_another_store_shares_are_not_taken_back(tmp_path):
+    """A build's own leftovers beside a half made store that was to share another's clips."""
+    other = build(tmp_path / "other", make_source())
+    for folder in (".toy.building", ".toy.new"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / ".toy.building" / "journal-4").write_text("")
+    os.link(other.path / "clips.int16", tmp_path / ".toy.new" / "clips.int16")
+    build(tmp_path / "toy", make_source(seed=1))
+    assert np.array_equal(ClipStore.open(tmp_path / "other").clips, make_source().decode(0, 40)[0])
 
 
 def test_all_bad_files_stand_in_a_file(tmp_path, capsys):

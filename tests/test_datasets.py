@@ -55,7 +55,7 @@ def make_folder(root: Path, words=speech_commands.DIGITS, speakers=6) -> Path:
     soundfile.write(root / "_background_noise_" / "white.wav", tone(), RATE)
     (root / "README.md").write_text("about")
     for split, name in speech_commands.LISTS.items():
-        (root / name).write_text("".join(f"{line}\n" for line in lists[split]) + "other/x.wav\n")
+        (root / name).write_text("".join(f"{line}\n" for line in lists[split]) + "marvin/x.wav\n")
     return root
 
 
@@ -288,6 +288,40 @@ def test_header_of_a_pipe_is_no_truncation(tmp_path):
     content[4:8] = content[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg leaves them where it cannot seek
     (tmp_path / "b.wav").write_bytes(content)
     assert np.array_equal(decode(tmp_path / "b.wav", RATE, SAMPLES), decode(tmp_path / "a.wav", RATE, SAMPLES))
+
+
+# A folder of one's own
+
+
+def test_what_a_folder_holds_besides_is_noted(cache, tmp_path):
+    """Half of the recordings in a format that is not read is no detail; neither are those beside a split's classes."""
+    for split, label, number in itertools.product(("train", "test"), ("cat", "dog"), range(4)):
+        (tmp_path / "set" / split / label).mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "set" / split / label / f"{number}.wav", tone(0.1, 300 + number), RATE)
+    (tmp_path / "set" / "train" / "cat" / "more.m4a").write_bytes(b"ftyp")
+    (tmp_path / "set" / "test" / "dog" / "about.txt").write_text("about")
+    soundfile.write(tmp_path / "set" / "test" / "loose.wav", tone(), RATE)
+    notes = datasets.load(f"folder:{tmp_path / 'set'}").notes
+    assert notes[:2] == [
+        "left out: 1 audio files in no class's folder, first test/loose.wav",
+        "left out: 2 files that are no audio by their names, first test/dog/about.txt",
+    ]
+
+
+def test_one_class_is_no_task(cache, tmp_path):
+    for number in range(5):
+        (tmp_path / "set" / "cat").mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "set" / "cat" / f"{number}.wav", tone(0.1, 300 + number), RATE)
+    with pytest.raises(UserError, match="cat is its only class; there must be two"):
+        datasets.load(f"folder:{tmp_path / 'set'}")
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_table_with_other_marks_than_commas(cache, tmp_path, mark):
+    (tmp_path / "t.csv").write_text(f"path{mark}label\na.wav{mark}cat\n")
+    with pytest.raises(UserError, match=r"no column path, label; .* with commas between them and not ") as error:
+        datasets.load(f"folder:{tmp_path / 't.csv'}")
+    assert "\n" not in str(error.value)
 
 
 # Speech Commands

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clar.datasets.decode import HIGHEST_RATE, LOWEST_RATE, Unusable, decode, decode_files, resample
+from clar.datasets.decode import HIGHEST_RATE, LOWEST_RATE, Unusable, decode, decode_files, resample, seconds_of
 
 RATE = SAMPLES = 16_000
 
@@ -148,14 +149,31 @@ BAD = {
     "cut off": (wav(NOISE.tobytes())[:9000], "truncated"),
     "header cut off": (wav(NOISE.tobytes())[:30], "unreadable"),
     "header that says more": (wav(NOISE.tobytes(), data=90_000), "truncated"),
-    "header that says nothing is there": (wav(NOISE.tobytes(), data=0), "empty"),
+    "header that says less": (wav(NOISE.tobytes(), data=2000), "says 2,000 bytes of sound, which 38,000 bytes follow"),
+    "header never brought up to date": (wav(NOISE.tobytes(), data=2000, riff=2036), "says 2,000 bytes of sound"),
+    "header that says nothing is there": (wav(NOISE.tobytes(), data=0), "says 0 bytes of sound, which 40,000"),
+    "header that says less, in stereo": (wav(NOISE.tobytes(), channels=2, data=2000), "says 2,000 bytes of sound"),
+    "sound in two parts": (wav(NOISE.tobytes()) + chunk(b"data", NOISE.tobytes()), "unreadable"),
     "NaN": (wav(np.full(900, np.nan, "<f4").tobytes(), bits=32, code=3), "NaN or infinite"),
     "infinity": (wav(np.array([0.1, np.inf] * 400, "<f4").tobytes(), bits=32, code=3), "NaN or infinite"),
+    "both infinities": (
+        wav(np.array([0.1, 0.1, np.inf, -np.inf] * 99, "<f4").tobytes(), channels=2, bits=32, code=3),
+        "NaN or infinite",
+    ),
+    "floats near the end of their range": (
+        wav(np.array([3e38, -3e38] * 400, "<f4").tobytes(), bits=32, code=3),
+        "floats up to 3e\\+38, where",
+    ),
+    "floats on the scale of integers": (
+        wav(NOISE.astype("<f4").tobytes(), bits=32, code=3),
+        "floats up to 32,7.., where full scale is 1",
+    ),
     "a rate of 100 Hz": (wav(NOISE.tobytes(), rate=100), r"a rate of 100 Hz; from 4,000 to 192,000 Hz"),
     "a rate of 1 MHz": (wav(NOISE.tobytes(), rate=10**6), r"a rate of 1,000,000 Hz"),
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_has_its_reason(tmp_path, kind):
     content, reason = BAD[kind]
@@ -163,6 +181,102 @@ def test_a_bad_file_has_its_reason(tmp_path, kind):
     with pytest.raises(Unusable, match=reason) as caught:
         decode(tmp_path / "bad.wav", RATE, SAMPLES)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["au", "snd", "vox", "gsm", "raw", "mp3", "wav"])
+def test_a_name_alone_makes_no_sound(tmp_path, suffix):
+    """By the name alone libsndfile takes any bytes for raw sound: an error page would be a clip of noise."""
+    (tmp_path / f"page.{suffix}").write_bytes(b"<html><body>404 Not Found</body></html>" * 50)
+    with pytest.raises(Unusable, match="unreadable") as caught:
+        decode(tmp_path / f"page.{suffix}", RATE, SAMPLES)
+    assert "does not exist" not in str(caught.value)
+
+
+def encoded(form: str, subtype: str | None = None, frames: int = 20_000) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, NOISE[:frames] // 4, RATE, subtype, format=form)
+    return buffer.getvalue()
+
+
+CUT = ["WAV", "AIFF", "AU", "W64", "RF64", "FLAC", "OGG/VORBIS", "OGG/OPUS", "MP3", "CAF"]
+
+
+@pytest.mark.parametrize("share", [0.4, 0.95])
+@pytest.mark.parametrize("form", CUT)
+def test_any_format_cut_off_has_its_reason(tmp_path, form, share):
+    """Also where what is left would be enough for the clip."""
+    content = encoded(*form.split("/"))
+    (tmp_path / "whole").write_bytes(content)
+    assert decode(tmp_path / "whole", RATE, SAMPLES).any()
+    (tmp_path / "cut").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(Unusable, match=r"truncated|cut off|malformed|lost sync"):
+        decode(tmp_path / "cut", RATE, SAMPLES)
+
+
+def flac(frames: int, claimed: int) -> bytes:
+    """A FLAC file whose header says another length."""
+    content = bytearray(encoded("FLAC", frames=frames))
+    content[21] &= 0xF0
+    content[22:26] = struct.pack(">I", claimed)
+    return bytes(content)
+
+
+def test_flac_that_says_more_than_it_has(tmp_path):
+    (tmp_path / "a.flac").write_bytes(flac(20_000, 10**7))
+    with pytest.raises(Unusable, match="truncated: it ends before the last of 10,000,000 samples"):
+        decode(tmp_path / "a.flac", RATE, SAMPLES)
+
+
+def test_flac_that_does_not_say_how_long_it_is(tmp_path):
+    """As a program leaves it that writes to a pipe: a long one is read, as one of unknown length."""
+    (tmp_path / "long.flac").write_bytes(flac(20_000, 0))
+    (tmp_path / "short.flac").write_bytes(flac(7000, 0))
+    rows = decode_files(tmp_path, ["long.flac", "short.flac"], RATE, SAMPLES)(0, 2)
+    assert rows.reasons == [None, "unreadable: its header does not say how long it is, or not rightly"]
+    assert np.isnan(rows.seconds_N).all()
+    assert np.array_equal(rows.clips_NT[0], NOISE[:SAMPLES] // 4)
+
+
+def test_mp3_with_a_damaged_frame(tmp_path):
+    """Behind the clip: of one libsndfile's count ends beyond the file's end, which soundfile has no words for."""
+    tone = (8000 * np.sin(2 * np.pi * 440 * np.arange(6 * RATE) / RATE)).astype("<i2")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone, RATE, format="MP3")
+    for place in range(6400, 6500):
+        content = bytearray(buffer.getvalue())
+        content[place] = 0
+        (tmp_path / "damaged.mp3").write_bytes(content)
+        answered(tmp_path / "damaged.mp3")
+
+
+def test_lengths_by_the_header(tmp_path):
+    """As it says, from whatever is called audio; a pipe is not waited for."""
+    contents = {
+        "plain.wav": wav(NOISE.tobytes(), 8000),
+        "with.wav": wav(NOISE.tobytes(), before=chunk(b"LIST", bytes(1000))),
+        "a.flac": encoded("FLAC"),
+        "piped.flac": flac(7000, 0),
+        "page.au": b"<html>" * 300,
+        "page.wav": b"<html>" * 300,
+        "none.wav": wav(b""),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.wav")
+    names = [*contents, "pipe.wav", "absent.wav", "."]
+    assert [seconds_of(os.fsencode(tmp_path / name)) for name in names] == [2.5, 1.25, 1.25, np.inf, *[0] * 6]
+
+
+def test_flac_behind_an_id3_tag_is_whole(tmp_path):
+    """Taggers put one there; libsndfile reads the file, but does not find its end."""
+    tag = b"ID3\x03\0\0\0\0\x07\x76" + bytes(1014)
+    (tmp_path / "a.flac").write_bytes(tag + encoded("FLAC"))
+    assert np.array_equal(decode(tmp_path / "a.flac", RATE, SAMPLES), NOISE[:SAMPLES] // 4)
+
+
+def test_chunks_behind_the_sound_are_no_fault(tmp_path):
+    (tmp_path / "a.wav").write_bytes(wav(NOISE.tobytes()) + chunk(b"LIST", b"INFO" + bytes(90_000)))
+    assert np.array_equal(decode(tmp_path / "a.wav", RATE, SAMPLES), NOISE[:SAMPLES])
 
 
 def test_a_wrong_extension_is_no_fault(tmp_path):
@@ -271,13 +385,10 @@ def test_a_name_that_is_not_utf8(tmp_path):
 # Random bytes
 
 
+@lru_cache
 def real_files() -> list[bytes]:
-    made = []
-    for form, subtype in (("WAV", "PCM_16"), ("WAV", "PCM_24"), ("FLAC", None), ("OGG", "VORBIS"), ("AIFF", "PCM_16")):
-        buffer = io.BytesIO()
-        soundfile.write(buffer, NOISE[:3000], RATE, subtype, format=form)
-        made.append(buffer.getvalue())
-    return made
+    kinds = ["WAV", "WAV/PCM_24", "FLAC", "OGG/VORBIS", "OGG/OPUS", "AIFF", "AU", "MP3", "RF64", "W64"]
+    return [encoded(*kind.split("/"), frames=3000) for kind in kinds]
 
 
 def answered(path: Path) -> None:
@@ -296,11 +407,14 @@ def answered(path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    content=st.binary(max_size=400), start=st.sampled_from([b"", b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3", b"RF64"])
+    content=st.binary(max_size=400),
+    start=st.sampled_from([b"", b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3", b"RF64", b"\xff\xfb", b".snd"]),
+    suffix=st.sampled_from(["", ".wav", ".mp3", ".au", ".gsm", ".raw"]),
 )
-def test_random_bytes(tmp_path, content, start):
-    (tmp_path / "random").write_bytes(start + content)
-    answered(tmp_path / "random")
+def test_random_bytes(tmp_path, content, start, suffix):
+    """By some names libsndfile takes what has no header for sound."""
+    (tmp_path / f"random{suffix}").write_bytes(start + content)
+    answered(tmp_path / f"random{suffix}")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

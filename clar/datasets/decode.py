@@ -11,6 +11,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from clar.clips import Decoded, fit
 
-VERSION = "2"
+VERSION = "3"
 """Raised with every change that changes the clip of any file: stores of another version are then built again."""
 
 MOST_CHANNELS = 64
@@ -34,6 +35,16 @@ _STREAMED = 0x7FFF_0000
 _BLOCK_SAMPLES = 2**19
 """Of a file of several channels, so many of all channels are mixed down at a time."""
 
+_MOST_BEHIND = 4096
+"""Bytes behind the sound of a WAV file that may be anything. More must be chunks: else they are sound that the header,
+which was never brought up to date, leaves out."""
+
+_LOUDEST = 100.0
+"""Of floats, whose full scale is 1. What is louder was meant on the scale of integers, and would be cut to a square."""
+
+_UNKNOWN = 2**62
+"""From so many frames on libsndfile does not know how many there are: a FLAC file that was written to a pipe."""
+
 
 class Unusable(Exception):
     """Why a file cannot be a clip, in a few words."""
@@ -45,12 +56,12 @@ class Recording(NamedTuple):
     Attributes:
         sound: (S,) int16, or float32 with full scale 1.
         sample_rate: hertz.
-        frames: of the whole file.
+        frames: of the whole file; NaN: its header does not say.
     """
 
     sound: NDArray[Any]
     sample_rate: int
-    frames: int
+    frames: float
 
 
 def decode_files(root: Path, files: Sequence[str], sample_rate: int, samples: int) -> Callable[[int, int], Decoded]:
@@ -81,8 +92,8 @@ def decode(path: Path, sample_rate: int, samples: int) -> NDArray[np.int16]:
     A 16-bit mono file of that rate comes through bit by bit. Only as much of the file is read as the clip needs.
 
     Raises:
-        Unusable: no regular file, not audio, truncated, empty, silent, of a rate outside `LOWEST_RATE` to
-            `HIGHEST_RATE`, or with samples that are not finite.
+        Unusable: no regular file, not audio, truncated, longer than its header says, empty, silent, of a rate outside
+            `LOWEST_RATE` to `HIGHEST_RATE`, or with samples that are not finite or far above full scale.
     """
     clip_T = np.zeros(samples, np.int16)
     _decode(os.fsencode(path), sample_rate, clip_T)
@@ -95,7 +106,8 @@ _SILENT = "silent"
 
 
 def _decode(path: bytes, sample_rate: int, clip_T: NDArray[np.int16]) -> float:
-    """Put the beginning of a file into `clip_T`, which holds zeros; the length of the whole recording in seconds."""
+    """Put the beginning of a file into `clip_T`, which holds zeros; the length of the whole recording in seconds, NaN
+    where that is not known."""
     samples = len(clip_T)
     try:
         recording = _read_plain(path, sample_rate, samples) or _read(path, sample_rate, samples)
@@ -172,7 +184,7 @@ def _plain_header(head: bytes, size: int) -> tuple[int, int, int] | None:
         return None
     _, riff, wave, rate, length = _USUAL.unpack_from(head)
     if wave == _USUAL_START and head[32:40] == _USUAL_END and LOWEST_RATE <= rate <= HIGHEST_RATE:
-        if length and length % 2 == 0 and 44 + length <= size and riff + 8 <= size:
+        if length and length % 2 == 0 and 0 <= size - 44 - length <= _MOST_BEHIND and riff + 8 <= size:
             return rate, 44, length // 2
         return None
     _, riff, wave = _RIFF.unpack_from(head)
@@ -183,7 +195,7 @@ def _plain_header(head: bytes, size: int) -> tuple[int, int, int] | None:
         name, length = _CHUNK.unpack_from(head, position)
         position += 8
         if name == b"data":
-            whole = rate and length and length % 2 == 0 and position + length <= size
+            whole = rate and length and length % 2 == 0 and 0 <= size - position - length <= _MOST_BEHIND
             return (rate, position, length // 2) if whole else None
         if name == b"fmt ":
             if rate or length != 16 or position + 16 > len(head):
@@ -197,6 +209,32 @@ def _plain_header(head: bytes, size: int) -> tuple[int, int, int] | None:
     return None
 
 
+def seconds_of(path: bytes) -> float:
+    """The length of a recording by its header: infinite where that does not say, 0 where it cannot be read.
+
+    For plain WAV files in a fifth of libsndfile's time.
+    """
+    import soundfile
+
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for a writer
+                return 0
+            found = _plain_header(os.read(file, 256), status.st_size)
+        finally:
+            os.close(file)
+        if found is not None:
+            return found[2] / found[0]
+        info = soundfile.info(path)
+    except (soundfile.LibsndfileError, OSError, TypeError, ValueError):  # named when it is decoded
+        return 0
+    if info.frames >= _UNKNOWN:
+        return math.inf
+    return info.frames / info.samplerate if info.format != "RAW" else 0
+
+
 # Everything else
 
 
@@ -206,22 +244,44 @@ def _read(path: bytes, sample_rate: int, samples: int) -> Recording:
 
     try:
         with soundfile.SoundFile(path) as file:
-            if file.frames == 0:
-                raise Unusable("empty")
-            if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
-                raise Unusable(
-                    f"a rate of {file.samplerate:,} Hz; from {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz can be read"
-                )
-            if file.channels > MOST_CHANNELS:
-                raise Unusable(f"{file.channels:,} channels; up to {MOST_CHANNELS} can be read")
-            claimed = re.search(r"^\s*data\s*:\s*(\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-            if claimed and int(claimed[2]) < int(claimed[1]) < _STREAMED:
-                raise Unusable(f"truncated: {int(claimed[2]):,} of {int(claimed[1]):,} bytes of sound")
+            _check_header(file)
             sound = _mono(file, _needed(file.samplerate, sample_rate, samples))
-            return Recording(sound, file.samplerate, file.frames)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a raw file without a header
-        reason = getattr(error, "error_string", None) or str(error)
-        raise Unusable(f"unreadable: {str(reason).strip().rstrip('.')}") from None
+            return Recording(sound, file.samplerate, file.frames if file.frames < _UNKNOWN else math.nan)
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:  # TypeError: a raw file without a header
+        reason = str(getattr(error, "error_string", None) or error).strip().rstrip(".")
+        if reason.startswith("File does not exist"):  # what libsndfile says of a .mp3 without any MP3 in it
+            reason = "Format not recognised"
+        elif "psf_fseek" in reason:  # and of FLAC whose end is not where its header says, or whose header says nothing
+            reason = "its header does not say how long it is, or not rightly"
+        raise Unusable(f"unreadable: {reason}") from None
+
+
+_CLAIMED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+"""What libsndfile notes of a length beyond the file's end: the sound's of WAV, AIFF and AU, all of W64 and RF64."""
+
+_BEHIND = re.compile(r"^Length : (\d+)$.*^data\s*: (\d+).*Unknown chunk marker \(\w+\) at position (\d+)", re.M | re.S)
+"""And of what follows the sound of a WAV file, where that is no chunk."""
+
+
+def _check_header(file: Any) -> None:
+    """Raise `Unusable` where an open file's header rules it out, or says what the file belies."""
+    if file.format == "RAW":  # by its name alone, .au, .snd, .vox or .gsm, libsndfile takes any bytes for sound
+        raise Unusable("unreadable: it has no header of an audio file")
+    if behind := _BEHIND.search(file.extra_info):
+        length, sound, position = map(int, behind.groups())
+        if length - position > _MOST_BEHIND:
+            raise Unusable(
+                f"its header says {sound:,} bytes of sound, which {length - position:,} bytes follow that are no chunk"
+            )
+    if file.frames <= 0:
+        raise Unusable("empty, or cut off" if file.format == "OGG" else "empty")
+    if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+        raise Unusable(f"a rate of {file.samplerate:,} Hz; from {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz can be read")
+    if file.channels > MOST_CHANNELS:
+        raise Unusable(f"{file.channels:,} channels; up to {MOST_CHANNELS} can be read")
+    claimed = _CLAIMED.search(file.extra_info)
+    if claimed and int(claimed[2]) < int(claimed[1]) < _STREAMED:
+        raise Unusable(f"truncated: {int(claimed[2]):,} of {int(claimed[1]):,} bytes of sound")
 
 
 def _mono(file: Any, wanted: int) -> NDArray[Any]:
@@ -238,14 +298,53 @@ def _mono(file: Any, wanted: int) -> NDArray[Any]:
             )
             if not len(block):
                 break
-            sound[done : done + len(block)] = block.mean(1, dtype=np.float64)
+            with np.errstate(invalid="ignore"):  # the mean of two infinities: said below, and not by NumPy
+                sound[done : done + len(block)] = block.mean(1, dtype=np.float64)
             done += len(block)
         sound = sound[:done]
         if not np.isfinite(sound).all():
             raise Unusable("has samples that are NaN or infinite")
+        if (peak := max(sound.max(initial=0), -sound.min(initial=0))) > _LOUDEST:
+            raise Unusable(f"floats up to {peak:,.5g}, where full scale is 1; save it again, divided by its full scale")
     if len(sound) < wanted:
         raise Unusable(f"truncated: {len(sound):,} of {file.frames:,} samples")
+    if wanted < file.frames < _UNKNOWN and file.format in ("FLAC", "MP3"):
+        _check_end(file)
+    if file.format == "OGG":
+        _check_last_page(file.name)
     return sound
+
+
+def _check_end(file: Any) -> None:
+    """Raise `Unusable` where the last sample is not there. Of other formats the header was compared with the file."""
+    import soundfile
+
+    lost = (soundfile.LibsndfileError, ValueError)  # ValueError: lost count, and is behind the end
+    with suppress(*lost):
+        file.seek(file.frames - 1)
+        if len(file.read(1)):
+            return
+    # Behind an ID3 tag libsndfile misses the end of a whole FLAC file: read it through.
+    done = 0
+    with suppress(*lost), soundfile.SoundFile(file.name) as again:
+        while block := len(again.read(_BLOCK_SAMPLES // again.channels, dtype="int16")):
+            done += block
+    if done < file.frames:
+        raise Unusable(f"truncated: it ends before the last of {file.frames:,} samples")
+
+
+_LONGEST_PAGE = 27 + 255 + 255 * 255
+"""Bytes of a page of an OGG file: head, table of segments, segments."""
+
+
+def _check_last_page(path: bytes) -> None:
+    """Raise `Unusable` where the last page of an OGG file is cut off: libsndfile then takes the one before for last."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * _LONGEST_PAGE))
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+        raise Unusable("truncated: its last page is cut off")
 
 
 # Resampling

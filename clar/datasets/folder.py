@@ -75,7 +75,8 @@ def source(name: str, root: Path, seconds: float | None = None, rate: int = 16_0
 
     Raises:
         UserError: something is missing, cannot be read or is broken, a file is there twice, a group or file is in two
-            splits, a split's name is unknown, a label is empty, or a class is too small to have all splits.
+            splits, a split's name is unknown, a label is empty, there is one class only, or a class is too small to
+            have all splits.
     """
     if seconds is not None and not 1 / rate <= seconds < 3600:
         raise UserError(f"{shown(name)}: clips of {seconds:g} s; choose a length below an hour")
@@ -97,6 +98,8 @@ def _source(
     seed: int,
 ) -> Source:
     classes = _in_order({clip.label for clip in clips})
+    if len(classes) < 2:
+        raise UserError(f"{shown(name)}: {shown(classes[0])} is its only class; there must be two to tell apart")
     position = {label: place for place, label in enumerate(classes)}
     clips.sort(key=lambda clip: (position[clip.label], clip.path))
     labels = [position[clip.label] for clip in clips]
@@ -142,12 +145,12 @@ def _scan(root: Path) -> tuple[list[Clip], dict[str, str], list[str]]:
             f"{shown(root)} has no sub-folders; make one for each class and put its audio files in it, or list "
             "the files in a CSV with the columns path and label"
         )
-    notes = [f"left out: {len(loose):,} audio files in no class's folder, first {loose[0]}"] if loose else []
+    others: list[str] = []
     seen = _Seen(root)
     stamps: dict[str, str] = {}
     clips: list[Clip] = []
-    for top, label, split in _classes(root, folders):
-        walked = dict(_walk(root, top, seen))
+    for top, label, split in _classes(root, folders, loose):
+        walked = dict(_walk(root, top, seen, others))
         if not walked:
             raise UserError(
                 f"{shown(root / top)} holds no audio file; remove it, or put in the files of the class "
@@ -156,11 +159,21 @@ def _scan(root: Path) -> tuple[list[Clip], dict[str, str], list[str]]:
         listing.check_formats(root, list(walked))
         stamps |= walked
         clips += [Clip(path, label, split=split) for path in walked]
+    notes = []
+    for files, what in (
+        (loose, "audio files in no class's folder"),
+        (others, "files that are no audio by their names"),
+    ):
+        if files:
+            notes.append(f"left out: {len(files):,} {what}, first {min(files)}")
     return clips, stamps, notes
 
 
-def _classes(root: Path, folders: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Of each class's folder its path below `root`, the class, and the split, empty where it is not given."""
+def _classes(root: Path, folders: list[str], loose: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Of each class's folder its path below `root`, the class, and the split, empty where it is not given.
+
+    Audio files beside classes in a split's folder are added to `loose`.
+    """
     kinds = {SPLIT_OF.get(folder.lower(), "") for folder in folders}
     if "" in kinds:
         if len(kinds) > 2:
@@ -173,7 +186,9 @@ def _classes(root: Path, folders: list[str]) -> Iterator[tuple[str, str, str]]:
         return
     for folder in folders:
         with os.scandir(root / folder) as entries:
-            labels = sorted(entry.name for entry in entries if entry.is_dir() and listing.is_data(entry.name))
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if listing.is_data(entry.name))
+        labels = [name for name, is_dir in found if is_dir]
+        loose += [f"{folder}/{name}" for name, is_dir in found if not is_dir and listing.is_audio(name)]
         if not labels:
             raise UserError(f"{shown(root / folder)}, by its name a split, has no sub-folder; make one a class")
         yield from ((f"{folder}/{label}", label, SPLIT_OF[folder.lower()]) for label in labels)
@@ -198,10 +213,11 @@ class _Seen:
             )
 
 
-def _walk(root: Path, top: str, seen: _Seen) -> Iterator[tuple[str, str]]:
+def _walk(root: Path, top: str, seen: _Seen, others: list[str]) -> Iterator[tuple[str, str]]:
     """Path below `root` and stamp of each audio entry in the folder `top` and all folders in it.
 
-    A folder that is called like audio is an entry, which turns out to be bad when it is decoded.
+    A folder that is called like audio is an entry, which turns out to be bad when it is decoded. What is neither audio
+    nor a folder is added to `others`.
     """
     pending = [top]
     while pending:
@@ -214,8 +230,8 @@ def _walk(root: Path, top: str, seen: _Seen) -> Iterator[tuple[str, str]]:
                     status = listing.status(entry)
                     seen.check(path, status, "file")
                     yield path, listing.stamp_of(status)
-                elif listing.is_data(entry.name) and entry.is_dir():
-                    pending.append(path)
+                elif listing.is_data(entry.name):
+                    (pending if entry.is_dir() else others).append(path)
 
 
 # A table
