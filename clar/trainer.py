@@ -435,7 +435,7 @@ class Clips:
 
     Where they come from is chosen by what is measured: a GPU with room for the whole store takes it once and gathers
     there; else the next batch is read, on a GPU into pinned memory, while the device computes. On a CPU that can keep
-    the store in memory the memory map is all it takes.
+    the store in memory the memory map is all it takes, with a word to the system about what comes next.
 
     Attributes:
         placement: the choice and its reason, in one line.
@@ -453,11 +453,15 @@ class Clips:
             where += "" if memory is None else f" ({_gigabytes(memory)} of memory free)"
         else:
             room = gpu_room(device, gpu_share)
-            self.ahead = size > room and not _is_resident(store, device)
-            if not self.ahead:
-                self.on_device = _resident(store, device)
-            where = "read ahead into pinned memory" if self.ahead else "on the GPU"
-            where += f" ({_gigabytes(room)} of it may be data)"
+            why = f"{_gigabytes(room)} of it may be data"
+            if size <= room or _is_resident(store, device):
+                try:
+                    self.on_device = _resident(store, device)
+                except torch.OutOfMemoryError:
+                    # Another trial on this GPU has taken the room since it was measured, or it is in pieces.
+                    why = f"{why}, but it had no room for them"
+            self.ahead = self.on_device is None
+            where = f"{'read ahead into pinned memory' if self.ahead else 'on the GPU'} ({why})"
         self.placement = f"{store.name}, {_gigabytes(size)}: {where}"
         self.next: tuple[np.ndarray, Future[Tensor]] | None = None
 
@@ -471,9 +475,11 @@ class Clips:
         if self.on_device is not None:
             return self.on_device[torch.from_numpy(indices).to(self.device)].float() / 32768
         clips_BT = self._take(indices)
-        if self.ahead and following is not None:
+        if following is not None:
+            # Also where memory has room for all of them: until they have been read once they are on the disk.
             self.store.will_need(following)
-            self.next = following, _READER.submit(self._read, following)
+            if self.ahead:
+                self.next = following, _READER.submit(self._read, following)
         return clips_BT.to(self.device, non_blocking=True).float() / 32768
 
     def _take(self, indices: np.ndarray) -> Tensor:
@@ -481,6 +487,7 @@ class Clips:
         waiting, self.next = self.next, None
         if waiting and np.array_equal(waiting[0], indices):
             return waiting[1].result()
+        self.store.will_need(indices)
         return self._read(indices)
 
     def _read(self, indices: np.ndarray) -> Tensor:
@@ -499,9 +506,11 @@ _on_gpu: dict[tuple[str, str], Tensor] = {}
 def gpu_room(device: torch.device, gpu_share: float) -> float:
     """Bytes of a GPU that a trial's data may take: half of what is free of its share; it trains in the other half.
 
-    What another data set takes there counts as free: it makes room.
+    What another data set takes there counts as free: it makes room. So does what torch keeps of an earlier trial in
+    this process, which the driver counts as taken.
     """
     free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free += sum(clips.nbytes for (where, _), clips in _on_gpu.items() if where == str(device))
     return min(free, total * gpu_share) / 2
 

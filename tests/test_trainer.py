@@ -407,7 +407,18 @@ def test_clips_are_those_that_are_asked_for_whatever_was_read_ahead(
     assert torch.equal(clips(rows[1], rows[2]), wanted(rows[1]))
     assert torch.equal(clips(rows[0]), wanted(rows[0]))  # not what was announced
     assert torch.equal(clips(rows[2]), wanted(rows[2]))
-    assert [batch.tolist() for batch in asked] == [[2, 4], [7]]
+    assert [batch.tolist() for batch in asked] == [[1, 5, 9], [2, 4], [7], [1, 5, 9], [7]]
+
+
+def test_the_system_hears_of_clips_before_they_are_read(tone_store: ClipStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where memory has room for all: page by page, the first epoch of a store on a disk would take for ever."""
+    asked = large(monkeypatch)
+    monkeypatch.setattr(trainer.local, "free_memory", lambda: 10**12)
+    clips = trainer.Clips(tone_store, torch.device("cpu"))
+    assert not clips.ahead
+    rows = np.array([1, 5, 9]), np.array([2, 4])
+    clips(*rows)
+    assert [batch.tolist() for batch in asked] == [[1, 5, 9], [2, 4]]
 
 
 @pytest.mark.gpu
