@@ -273,6 +273,16 @@ def test_level_of_the_clips(store):
     assert (np.abs(clip_NT) >= 32767).mean() < 1e-5
 
 
+def test_harder_is_louder(store):
+    """On average over the levels that are drawn, by what the velocities are told to differ."""
+    decibel = 10 * np.log10(np.square(store.clips.astype(float)).mean(1) / 2**30)
+    velocity = np.array([int(file.split("-")[2].split("_")[0]) for file in store.files])
+    found = [decibel[velocity == v].mean() for v in VELOCITIES]
+    wanted = [np.mean(notes.LEVEL_DBFS) + Score("reed", 0, 60, v, 0).loudness for v in VELOCITIES]
+    assert np.allclose(found, wanted, atol=1.2)
+    assert np.all(np.diff(found) > 0.5)
+
+
 def test_level_and_length_do_not_say_the_family(store):
     """Families' mean levels differ by no more than chance."""
     decibel = 10 * np.log10(np.square(store.clips.astype(float)).mean(1))

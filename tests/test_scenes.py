@@ -53,11 +53,14 @@ def test_processor_without_fma_gives_the_same():
         "NPY_DISABLE_CPU_FEATURES": " ".join(newer),
         "OPENBLAS_CORETYPE": "Nehalem",
     }
+    check = (
+        f"from numpy._core._multiarray_umath import __cpu_features__ as has; assert not any(map(has.get, {newer}))\n"
+    )
     hashes = [
         subprocess.run(
-            [sys.executable, "-c", UNROUNDED], env=os.environ | extra, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script], env=os.environ | extra, capture_output=True, text=True, check=True
         ).stdout
-        for extra in ({}, old)
+        for script, extra in ((UNROUNDED, {}), (check + UNROUNDED, old))
     ]
     assert hashes[0] == hashes[1]
 
