@@ -8,7 +8,7 @@ The models are the textbook ones of procedural audio: impulses through the reson
 glass), noise through slow filters (wind, waves), many small random events (rain, fire), periodic pulses and tones
 (engine, siren, insects).
 
-Letters in names: T samples of a clip.
+Letters in names: T samples of a clip, or of a sound as it is made, with its lead.
 """
 
 import math
@@ -22,7 +22,7 @@ from clar.clips import Source, fold_splits
 from clar.datasets.synthesis import Draw, Wave, gain, levelled, lfilter, mixed, phase, power, room, rounded, sine
 from clar.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Raised with every change that changes a byte: stores of another version are then left alone and built anew."""
 
 CLASSES = ("clock", "engine", "fire", "footsteps", "glass", "insects", "rain", "siren", "waves", "wind")
@@ -31,6 +31,10 @@ FEWEST, MOST = 100, 1_000_000
 SAMPLE_RATE = 16_000
 SECONDS = 5
 SAMPLES = SECONDS * SAMPLE_RATE
+LEAD_SECONDS = 0.25
+"""Made before the clip and cut off: filters that start from silence would tell a class by its first samples."""
+MADE_SECONDS = LEAD_SECONDS + SECONDS
+MADE = round(MADE_SECONDS * SAMPLE_RATE)
 FOLDS = 5
 TEST_FOLD = 5
 """The fold that `Source.splits` tests on."""
@@ -135,7 +139,8 @@ def synthesise(take: Take) -> NDArray[np.int16]:
         clip_T = room(clip_T, place, SAMPLE_RATE, place.uniform(*ECHO_SECONDS), place.uniform(*ECHO_LEVEL), ECHO_TAPS)
     clip_T = _high_pass(_low_pass(clip_T, _log_uniform(place, *BANDWIDTH_HZ)), SUBSONIC_HZ)
     noise_T = _high_pass(_low_pass(_noise(moment), _log_uniform(place, *COLOUR_HZ)), SUBSONIC_HZ)
-    return levelled(mixed(clip_T, noise_T, moment.uniform(*SNR_DB)), moment.uniform(*LEVEL_DBFS))
+    whole_T = mixed(clip_T[-SAMPLES:], noise_T[-SAMPLES:], moment.uniform(*SNR_DB))
+    return levelled(whole_T, moment.uniform(*LEVEL_DBFS))
 
 
 def _draw(key: str) -> Draw:
@@ -151,8 +156,8 @@ def _log_uniform(draw: Draw, low: float, high: float) -> float:
 
 
 def _noise(draw: Draw) -> Wave:
-    """White noise (SAMPLES,) from -1 to 1. Uniform: any filter makes it nearly normal, and it costs a third."""
-    return draw.uniforms(SAMPLES, -1, 1)
+    """White noise (MADE,) from -1 to 1. Uniform: any filter makes it nearly normal, and it costs a third."""
+    return draw.uniforms(MADE, -1, 1)
 
 
 def _low_pass(clip_T: Wave, hertz: float) -> Wave:
@@ -193,39 +198,39 @@ class Body:
 
     def struck(self, drive_T: Wave) -> Wave:
         """Its sound when it is driven so."""
-        sound_T = np.zeros(SAMPLES)
+        sound_T = np.zeros(MADE)
         for hertz, seconds, amplitude in self.modes:
             sound_T += amplitude * _resonance(drive_T, hertz, seconds)
         return sound_T
 
     def showered(self, draw: Draw, a_second: float) -> Wave:
         """Its sound under so many small impacts a second at random times, each of which makes one mode ring."""
-        sound_T = np.zeros(SAMPLES)
+        sound_T = np.zeros(MADE)
         for hertz, seconds, amplitude in self.modes:
             sound_T += amplitude * _resonance(_shower(draw, a_second / len(self.modes)), hertz, seconds)
         return sound_T
 
 
 def _impulses(seconds: Wave, amplitudes: Wave) -> Wave:
-    """(SAMPLES,) with an impulse at each of these times; what falls outside the clip is left out."""
+    """(MADE,) with an impulse at each of these times; what falls outside the clip is left out."""
     index = np.rint(seconds * SAMPLE_RATE).astype(np.int64)
-    inside = (index >= 0) & (index < SAMPLES)
-    drive_T = np.zeros(SAMPLES)
+    inside = (index >= 0) & (index < MADE)
+    drive_T = np.zeros(MADE)
     np.add.at(drive_T, index[inside], amplitudes[inside])
     return drive_T
 
 
 def _beats(draw: Draw, period: float, jitter: float) -> Wave:
     """Times in seconds, `period` apart, through the whole clip and a little before; `jitter` is relative to it."""
-    count = 3 + math.ceil(SECONDS / period)
+    count = 3 + math.ceil(MADE_SECONDS / period)
     return period * (np.arange(count) - 1 + draw.uniform(0, 1) + jitter * draw.normals(count))
 
 
 def _shower(draw: Draw, a_second: float) -> Wave:
     """Impulses at random times, so many a second, from -1 to 1; most are small: cubes of uniform numbers."""
-    count = round(SECONDS * a_second)
+    count = round(MADE_SECONDS * a_second)
     sizes = draw.uniforms(count, -1, 1)
-    return _impulses(draw.uniforms(count, 0, SECONDS), sizes * sizes * sizes)
+    return _impulses(draw.uniforms(count, 0, MADE_SECONDS), sizes * sizes * sizes)
 
 
 def _fading(drive_T: Wave, seconds: float) -> Wave:
@@ -234,10 +239,10 @@ def _fading(drive_T: Wave, seconds: float) -> Wave:
 
 
 def _drift(draw: Draw, hertz: float) -> Wave:
-    """A curve (SAMPLES,) from 0 to 1, smooth, with `hertz` random turning points a second."""
+    """A curve (MADE,) from 0 to 1, smooth, with `hertz` random turning points a second."""
     step = round(SAMPLE_RATE / hertz)
-    points = draw.uniforms(SAMPLES // step + 3)
-    k, part = np.divmod(np.arange(SAMPLES) + draw.between(0, step - 1), step)
+    points = draw.uniforms(MADE // step + 3)
+    k, part = np.divmod(np.arange(MADE) + draw.between(0, step - 1), step)
     ramp = part / step
     ramp = ramp * ramp * (3 - 2 * ramp)
     return points[k] + (points[k + 1] - points[k]) * ramp
@@ -245,7 +250,7 @@ def _drift(draw: Draw, hertz: float) -> Wave:
 
 def _swell(draw: Draw, hertz: float, pause: float) -> Wave:
     """Half waves from 0 to 1, `hertz` a second, silent for the share `pause` of each period."""
-    cycles_T = draw.uniform(0, 1) + np.arange(SAMPLES) * (hertz / SAMPLE_RATE)
+    cycles_T = draw.uniform(0, 1) + np.arange(MADE) * (hertz / SAMPLE_RATE)
     part_T = (cycles_T - np.floor(cycles_T)) / (1 - pause)
     return np.maximum(4 * part_T * (1 - part_T), 0)
 
@@ -257,7 +262,7 @@ def _surge(cycles_T: Wave, peak: float) -> Wave:
     return side_T * side_T
 
 
-# The models. Each makes a sound (SAMPLES,) of any level: `recording` draws what its takes share, `take` the rest.
+# The models. Each makes a sound (MADE,) of any level: `recording` draws what its takes share, `take` the rest.
 # Their ranges of rates and frequencies overlap. Statistics of the whole spectrum still tell wind from waves; what they
 # confuse is insects with sirens, and clock, glass and footsteps with each other.
 
@@ -273,7 +278,7 @@ def _clock(recording: Draw, take: Draw) -> Wave:
     times = _beats(take, period, 0.003)
     sizes = take.uniforms(len(times), 0.8, 1.2)
     first = take.between(0, 1)
-    sound_T = np.zeros(SAMPLES)
+    sound_T = np.zeros(MADE)
     for body, level, delay, turn in ((tick, 1.0, late, first), (tock, tock_level, 0.0, 1 - first)):
         own, size = times[turn::2] + delay, level * sizes[turn::2]
         clicks_T = _impulses(own, 0.4 * size) + _impulses(own + gap, size) + _impulses(own + 1.7 * gap, -0.3 * size)
@@ -289,7 +294,10 @@ def _engine(recording: Draw, take: Draw) -> Wave:
     breath = _log_uniform(recording, 0.02, 0.4)
     firing = _log_uniform(recording, 18, 90) * take.uniform(0.85, 1.15)
     revving = recording.uniform(0.02, 0.4)
-    cycles_T = phase(firing * (1 + revving * _drift(take, 1.0) + 0.03 * _drift(take, 12.0)), SAMPLE_RATE)
+    # From a moment between two strokes: a clip that began with one would be told by its first sample.
+    cycles_T = take.uniform(0, cylinders) + phase(
+        firing * (1 + revving * _drift(take, 1.0) + 0.03 * _drift(take, 12.0)), SAMPLE_RATE
+    )
     stroke = np.floor(cycles_T)
     rest_T = 1 - (cycles_T - stroke)
     pulse_T = rest_T * rest_T
@@ -329,13 +337,13 @@ def _glass(recording: Draw, take: Draw) -> Wave:
     pane = Body.drawn(recording, 12, (900, 7000), (0.05, 0.6))
     shards = Body.drawn(recording, 8, (2500, 7500), (0.03, 0.3))
     falling, many = recording.uniform(0.5, 2), recording.between(3, 12)
-    crashes = take.uniforms(take.between(1, 2), 0, 4)
+    crashes = LEAD_SECONDS + take.uniforms(take.between(1, 2), 0, 4)
     blows_T = _impulses(crashes, np.ones(len(crashes)))
     # Not one blow but six within a few hundredths of a second: the pane gives way piece by piece.
     cracks = np.repeat(crashes, 6) + take.uniforms(6 * len(crashes), 0, 0.03)
     crash_T = pane.struck(_impulses(cracks, take.uniforms(len(cracks))))
     splash_T = _high_pass(_noise(take), 1500) * _fading(blows_T, 0.3)
-    debris_T = np.zeros(SAMPLES)
+    debris_T = np.zeros(MADE)
     for mode in shards.modes:
         late = take.uniforms(many)
         landings = _impulses(crashes[0] + 0.05 + falling * late * late, (1 - late) * take.uniforms(many))
@@ -346,7 +354,7 @@ def _glass(recording: Draw, take: Draw) -> Wave:
 
 def _insects(recording: Draw, take: Draw) -> Wave:
     """A few singers: pulses of a high tone, in chirps as crickets make, or without a pause as cicadas do."""
-    sound_T = np.zeros(SAMPLES)
+    sound_T = np.zeros(MADE)
     pulses = _log_uniform(recording, 15, 120)
     chirps = recording.uniform(0.8, 4)
     pause = recording.between(0, 2) * 0.3
@@ -354,7 +362,7 @@ def _insects(recording: Draw, take: Draw) -> Wave:
     rough = recording.uniform(0, 0.02)
     for singer in range(recording.between(1, 2)):
         hertz = carrier * take.uniform(0.94, 1.06)
-        tone_T = sine(phase(hertz * (1 + rough * _drift(take, 200.0)), SAMPLE_RATE))
+        tone_T = sine(take.uniform(0, 1) + phase(hertz * (1 + rough * _drift(take, 200.0)), SAMPLE_RATE))
         pulse_T = _swell(take, pulses, 0.25)
         chirp_T = _swell(take, chirps * take.uniform(0.9, 1.1), pause)
         sound_T += tone_T * pulse_T * chirp_T * (1 if singer == 0 else gain(-6))
@@ -379,7 +387,7 @@ def _siren(recording: Draw, take: Draw) -> Wave:
     if kind == "two-tone":
         turn_T = np.clip(0.5 + 20 * (turn_T - 0.75), 0, 1)
     turn_T = turn_T * turn_T * (3 - 2 * turn_T)
-    tone_T = sine(phase(low + span * turn_T, SAMPLE_RATE))
+    tone_T = sine(take.uniform(0, 1) + phase(low + span * turn_T, SAMPLE_RATE))
     # Overdriven as a horn is: odd harmonics.
     tone_T = np.clip(recording.uniform(1, 4) * tone_T, -1, 1)
     horn_T = _resonance(tone_T, recording.uniform(700, 1600), 0.004)
@@ -389,7 +397,7 @@ def _siren(recording: Draw, take: Draw) -> Wave:
 def _waves(recording: Draw, take: Draw) -> Wave:
     """Waves that rise, break into a roar and run out in a hiss."""
     period = recording.uniform(2.5, 6)
-    cycles_T = take.uniform(0, 1) + np.arange(SAMPLES) / (period * SAMPLE_RATE) + 0.3 * _drift(take, 0.4)
+    cycles_T = take.uniform(0, 1) + np.arange(MADE) / (period * SAMPLE_RATE) + 0.3 * _drift(take, 0.4)
     rise_T, fall_T = _surge(cycles_T, recording.uniform(0.3, 0.6)), _surge(cycles_T - 0.12, 0.3)
     roar_T = _low_pass(_low_pass(_noise(take), _log_uniform(recording, 150, 900)), 1500)
     hiss_T = _high_pass(_noise(take), _log_uniform(recording, 800, 3000))
@@ -404,7 +412,7 @@ def _wind(recording: Draw, take: Draw) -> Wave:
     gust_T = 0.7 * _drift(take, recording.uniform(0.4, 1.5)) + 0.3 * _drift(take, 4.0)
     bands = 6
     noise_T = _noise(take)
-    whistle_T = np.zeros(SAMPLES)
+    whistle_T = np.zeros(MADE)
     # A filter that moves, as a cross-fade along a row of filters that stand still.
     for band in range(bands):
         weight_T = np.maximum(1 - np.abs(gust_T * (bands - 1) - band), 0)
