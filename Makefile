@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(PY) -m clar.sweep augmentations --preset demo
 
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -22,13 +22,15 @@ from typing import Any
 
 # Ray's ports run code for whoever reaches them, and some listen on all interfaces: only holders of the token may.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
-# Else Ray starts a cluster, open to other machines, for whoever asks about one when there is none any more.
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
+from ray._private import auto_init_hook
 from ray.experimental import internal_kv
 
 from clar.errors import UserError
+
+# Else Ray starts a cluster, open to other machines, when a worker is to be ended and the cluster is gone already.
+auto_init_hook.enable_auto_connect = False
 
 LOOK_SECONDS = 3.0
 _CONNECT_SECONDS = 10.0

@@ -20,9 +20,8 @@ from typing import Any, Literal
 # and pays a page fault for every 4 KiB of the next ones: 3,000 to 4,500 faults and a tenth of the time of a demo step.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**32))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**33))
-# As in clar.cluster: Ray reads them when it is loaded, whichever of the two loads it.
+# As in clar.cluster: Ray reads it when it is loaded, whichever of the two loads it.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 import ray
 
 from clar import files, local

@@ -21,6 +21,15 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+LONGEST = ("test_faults", "test_clusters", "test_cluster", "test_sweep", "test_storage")
+"""Files of tests that take minutes. Begun first: else one process has such a file left when the other is at its end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def tones(count: int = 192, samples: int = 4000, seed: int = 0, noise: float = 0.1) -> Source:
     """Four classes of noisy tones at 16 kHz: learnt in a few steps."""
     rng = np.random.default_rng(seed)

@@ -517,7 +517,8 @@ def test_who_has_no_token_is_told_where_it_goes(tmp_path: Path) -> None:
     assert re.match(rf"error: --address {address}: not let in \(.*token.*RAY_AUTH_TOKEN or ~/.ray/auth_token", said[0])
 
 
-def test_to_ask_about_a_cluster_starts_none() -> None:
-    with pytest.raises(Exception, match="not been started"):
-        cluster.View.now()
+def test_nothing_that_is_asked_of_a_lost_cluster_starts_another() -> None:
+    for ask in (cluster.View.now, lambda: ray.get_actor("a"), lambda: ray.get(ray.ObjectRef.nil())):
+        with pytest.raises(Exception, match=r"not been started|has not been"):
+            ask()
     assert not ray.is_initialized()

@@ -329,7 +329,9 @@ def test_filters_are_three_db_down_at_their_frequency(hertz):
 
 
 def test_impulses_outside_the_clip_are_left_out():
-    drive_T = scenes._impulses(np.array([-0.1, 0.0, 1.0, 1.0, scenes.MADE_SECONDS]), np.array([9.0, 1.0, 2.0, 3.0, 9.0]))
+    drive_T = scenes._impulses(
+        np.array([-0.1, 0.0, 1.0, 1.0, scenes.MADE_SECONDS]), np.array([9.0, 1.0, 2.0, 3.0, 9.0])
+    )
     assert drive_T[0] == 1
     assert drive_T[RATE] == 5
     assert np.count_nonzero(drive_T) == 2
