@@ -271,8 +271,10 @@ def test_wrong_length_of_an_unknown_archive(server, folder):
     assert server.ranges() == [None, f"bytes={len(CONTENT)}-"]
 
 
+# A shell starts what is to run in the background with SIGINT ignored, and that is inherited.
 CODE = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from clar.datasets.fetch import Archive, fetch
 fetch(Archive(sys.argv[1], sys.argv[2], int(sys.argv[3])), Path(sys.argv[4]))
@@ -286,7 +288,7 @@ def in_a_process(archive, folder):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle(server, archive, folder, how):
-    server.answers(NAME, gives(pause=0.5))
+    server.answers(NAME, gives(pause=0.1))
     with in_a_process(archive, folder) as process:
         while not (part(folder).is_file() and part(folder).stat().st_size > 100_000):
             assert process.poll() is None, process.stderr.read()
