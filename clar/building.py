@@ -31,7 +31,8 @@ from clar.errors import UserError
 from clar.files import held, write_atomically, write_json
 
 _SHARD_FILES, _SHARD_BYTES = 32, 2**21
-"""Most that one thread has in hand: what a killed build loses of it, and what it takes of memory."""
+"""Most that one worker has in hand: what a killed build loses of it, and what it takes of memory. Handing out a shard
+costs 0.2 ms: a quarter of it is half slower, twice as much no faster."""
 
 _JOURNAL = "journal-4"
 """Of a build that is under way. A journal of another format is not found, and all is decoded again."""
@@ -197,8 +198,8 @@ def _make_in_child(start: int, stop: int) -> "_Made":
     return _in_child.make(start, stop)
 
 
-_Made = list[tuple[str | None, float | None]]
-"""Of each row of a shard: what is wrong with it, and the seconds of its recording."""
+_Made = list[tuple[str | None, float | None, int]]
+"""Of each row of a shard: what is wrong with it, the seconds of its recording, and the checksum of its clip."""
 
 
 @dataclass
@@ -230,6 +231,7 @@ class _Building:
         self.flushing: Future[None] = Future()
         self.flushing.set_result(None)
         self.unwritten = 0
+        self.buffer = memoryview(bytearray(max(source.shard * self.bytes, _SHARD_BYTES, self.bytes)))
         self.file = os.open(work / "decoded.int16", os.O_RDWR | os.O_CREAT, 0o666)
         os.truncate(self.file, total * self.bytes)
 
@@ -253,9 +255,10 @@ class _Building:
 
     def note(self, start: int, made: _Made) -> None:
         """Remember what was found about rows."""
-        for row, (reason, seconds) in enumerate(made, start):
+        for row, (reason, seconds, checksum) in enumerate(made, start):
             self.rows.reasons[row] = reason
             self.rows.seconds[row] = np.nan if seconds is None else seconds
+            self.sums[row] = checksum
 
     def hash(self, start: int, stop: int) -> None:
         """Add the rows start to stop, which are in the file, to the hash of the content."""
@@ -265,20 +268,23 @@ class _Building:
             with cache_errors(self.parent):
                 self.flushing.result()
             self.flushing, self.unwritten = self.flusher.submit(os.fdatasync, self.file), 0
-        chunk = memoryview(os.pread(self.file, (stop - start) * self.bytes, start * self.bytes))
-        self.sums[start:stop] = _checksums(np.frombuffer(chunk, "<i2").reshape(stop - start, -1))
+        # Into one buffer: a new one each time costs as much as reading does.
+        chunk = self.buffer[: (stop - start) * self.bytes]
+        with cache_errors(self.parent):
+            if os.preadv(self.file, [chunk], start * self.bytes) != len(chunk):
+                raise OSError(errno.EIO, "a part of the working file is gone")
         bad = [row - start for row in range(start, stop) if self.rows.reasons[row]]
         for first, last in itertools.pairwise([-1, *bad, stop - start]):
             self.rows.content.update(chunk[(first + 1) * self.bytes : last * self.bytes])
 
-    def _find(self, row: int) -> tuple[str | None, float | None] | None:
+    def _find(self, row: int) -> tuple[str | None, float | None, int] | None:
         """What the journal says of a row that is there; None where it is not."""
         line = self.known.get(row)
         if line is None:
             return None
         _, _, checksum, seconds, _ = json.loads(line)
         clip_T = np.frombuffer(os.pread(self.file, self.bytes, row * self.bytes), "<i2")
-        return (None, seconds) if _checksums(clip_T[None]) == [checksum] else None
+        return (None, seconds, checksum) if _checksums(clip_T[None]) == [checksum] else None
 
     def _decode(self, start: int, stop: int) -> _Made:
         clips_NT, reasons, seconds_N = Decoded(*self.source.decode(start, stop))
@@ -291,7 +297,7 @@ class _Building:
             zip(_checksums(clips_NT), reasons, seconds, strict=True), start
         ):
             why = "a line break in its name" if "\n" in self.source.files[row] else reason
-            made.append((why, length))
+            made.append((why, length, checksum))
             lines.append(_line(row, _row_key(self.source, row), checksum, length, why))
         with cache_errors(self.parent):
             _write_all(self.file, clips_NT.data.cast("B"), start * self.bytes)
