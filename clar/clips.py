@@ -9,6 +9,7 @@ Letters in names: N clips, T samples of a clip.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -339,8 +340,11 @@ def _digest(*content: Any) -> str:
 def _digest_lines(head: str, lines: Iterable[tuple[Any, ...]]) -> str:
     """The digest of a list, which is what the JSON `head` holds and the lines, without ever holding it as one text."""
     digest = hashlib.sha256(f"{head[:-1]}, [".encode())
-    for number, line in enumerate(lines):
-        digest.update((", " * (number > 0) + json.dumps(line)).encode())
+    rest = iter(lines)
+    between = ""
+    while some := list(itertools.islice(rest, 1000)):  # one by one they would take three times as long
+        digest.update(f"{between}{json.dumps(some)[1:-1]}".encode())
+        between = ", "
     digest.update(b"]]")
     return digest.hexdigest()
 
