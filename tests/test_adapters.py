@@ -684,7 +684,7 @@ def test_files_of_no_class_are_noted_and_hidden_folders_left_out(copy):
     (root / "cat" / "broken.wav").symlink_to(root / "gone.wav")
     source = READERS["folder"](root)
     assert len(source.files) == 21
-    assert source.notes[0] == "left out: 1 audio files in no class's folder, first loose.wav"
+    assert source.notes[0] == "left out: 1 audio file in no class's folder, first loose.wav"
     row = source.files.index("cat/broken.wav")
     assert source.decode(row, row + 1)[1] == ["unreadable: No such file or directory"]
 

@@ -303,8 +303,8 @@ def test_what_a_folder_holds_besides_is_noted(cache, tmp_path):
     soundfile.write(tmp_path / "set" / "test" / "loose.wav", tone(), RATE)
     notes = datasets.load(f"folder:{tmp_path / 'set'}").notes
     assert notes[:2] == [
-        "left out: 1 audio files in no class's folder, first test/loose.wav",
-        "left out: 2 files that are no audio by their names, first test/dog/about.txt",
+        "left out: 1 audio file in no class's folder, first test/loose.wav",
+        "left out: 2 files not called as audio is, first test/dog/about.txt",
     ]
 
 

@@ -160,12 +160,12 @@ def _scan(root: Path) -> tuple[list[Clip], dict[str, str], list[str]]:
         stamps |= walked
         clips += [Clip(path, label, split=split) for path in walked]
     notes = []
-    for files, what in (
-        (loose, "audio files in no class's folder"),
-        (others, "files that are no audio by their names"),
+    for files, kind, where in (
+        (loose, "audio file", "in no class's folder"),
+        (others, "file", "not called as audio is"),
     ):
         if files:
-            notes.append(f"left out: {len(files):,} {what}, first {min(files)}")
+            notes.append(f"left out: {len(files):,} {kind}{'s' * (len(files) > 1)} {where}, first {min(files)}")
     return clips, stamps, notes
 
 
