@@ -21,7 +21,10 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONGEST = ("test_faults", "test_clusters", "test_cluster", "test_sweep", "test_storage")
+LONGEST = (
+    "test_faults", "test_clusters", "test_cluster", "test_sweep", "test_storage", "test_tracking_server", "test_ui",
+    "test_tracking", "test_trainer",
+)  # fmt: skip
 """Files of tests that take minutes. Begun first: else one process has such a file left when the other is at its end."""
 
 
