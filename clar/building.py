@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from clar import progress
 from clar.clips import FORMAT, SPLITS, ClipStore, Decoded, Source, cache_errors, cores, fingerprint, fold_splits
 from clar.errors import UserError
-from clar.files import held, write_atomically, write_json
+from clar.files import held, linked, write_atomically, write_json
 
 _SHARD_FILES, _SHARD_BYTES = 32, 2**21
 """Most that one worker has in hand: what a killed build loses of it, and what it takes of memory. Handing out a shard
@@ -80,7 +80,8 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
             _check_complete(source, keep, " that can be used")
             new = _new_folder(path)
             if adopted:
-                _link(adopted[1], new / "clips.int16")
+                if not linked(adopted[1], new / "clips.int16"):
+                    shutil.copyfile(adopted[1], new / "clips.int16")
             elif keep.all():
                 # Moved and not linked: a later build writes into the working file, and must never write into a store.
                 (work / "decoded.int16").rename(new / "clips.int16")
@@ -440,14 +441,6 @@ def _twice(clips: Path, source: Source, keep: NDArray[np.bool_], sums: NDArray[n
     kind = "split" if source.folds is None else "fold"
     many = "files hold" if len(pairs) > 1 else "file holds"
     return [f"{len(pairs):,} {many} the clip of another {kind}'s file, first {two} that of {one}"]
-
-
-def _link(old: Path, new: Path) -> None:
-    """The same file under another name; a copy where the file system knows no links."""
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copyfile(old, new)
 
 
 def _take_back(path: Path, work: Path) -> None:

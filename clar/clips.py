@@ -84,9 +84,11 @@ class ClipStore:
         self.folds: NDArray[np.uint8] | None = None
         if "folds.npy" in meta["bytes"]:
             self.folds = _mapped(self.path / "folds.npy", np.uint8, count)
-        self.recording_seconds: NDArray[np.float32] = np.full(count, np.nan, np.float32)
-        if "seconds.npy" in meta["bytes"]:
-            self.recording_seconds = _mapped(self.path / "seconds.npy", np.float32, count)
+        self.recording_seconds: NDArray[np.float32] = (
+            _mapped(self.path / "seconds.npy", np.float32, count)
+            if "seconds.npy" in meta["bytes"]
+            else np.full(count, np.nan, np.float32)
+        )
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "ClipStore":

@@ -206,6 +206,15 @@ def at_once(function: Callable[[Item], Found], items: Iterable[Item], storage: P
         return list(pool.map(function, items))
 
 
+def linked(file: Path, name: Path) -> bool:
+    """Give a file of this machine's a second name; whether that could be done: not every file system knows links."""
+    try:
+        os.link(file, name)
+    except OSError:
+        return False
+    return True
+
+
 def upload(source: Path, target: Path) -> None:
     """Write a file of this machine's into a bucket, in parts where it is large: whole or not at all."""
     from clar import buckets

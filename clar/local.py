@@ -16,7 +16,7 @@ from pathlib import Path
 from clar import files, progress
 from clar.clips import ClipStore, DamagedStore, fingerprint_of
 from clar.errors import UserError
-from clar.files import held
+from clar.files import held, linked
 
 _CHUNK = 2**22
 _CLIPS = "clips.int16"
@@ -145,7 +145,7 @@ def _copy(store: ClipStore, target: Path) -> ClipStore:
         nonlocal twin
         with progress.bar(f"{store.name}: copying to {target.parent}", size, in_bytes=True) as bar:
             for file in store.path.iterdir():
-                if not (twin and file.name == _CLIPS and _linked(twin, partial / _CLIPS)):
+                if not (twin and file.name == _CLIPS and linked(twin, partial / _CLIPS)):
                     _copy_file(file, partial / file.name, bar)
         twin = None  # if these are not the clips after all, they are copied
 
@@ -193,15 +193,6 @@ def _made(target: Path, fill: Callable[[Path], None], source: Path) -> ClipStore
         f"{source}: its copy in {target.parent} has the fingerprint {found} and not {expected}, twice: the store is "
         f"damaged, or one of the disks; build it again with `python -m clar.datasets prepare`"
     )
-
-
-def _linked(old: Path, new: Path) -> bool:
-    """Whether a file could get a second name: not every file system has them."""
-    try:
-        os.link(old, new)
-    except OSError:
-        return False
-    return True
 
 
 def _copy_file(old: Path, new: Path, bar: progress.Bar) -> None:

@@ -168,6 +168,15 @@ def test_root_may_hold_the_real_root(written, kind, tmp_path):
     assert reasons == [None, None]
 
 
+@pytest.mark.parametrize("kind", ["speech_commands", "nsynth", "esc", "hear"])
+def test_root_may_hold_other_folders_beside_the_real_root(written, kind, tmp_path):
+    (tmp_path / "inner").symlink_to(written[kind])
+    (tmp_path / "mine").mkdir()
+    assert READERS[kind](tmp_path).files == READERS[kind](written[kind]).files
+    (tmp_path / "second").symlink_to(written[kind])
+    assert "holds the data set twice, in inner, second; name one" in refused(READERS[kind], tmp_path)
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_folder_without_permission(written, kind, monkeypatch):
     last = READERS[kind](written[kind]).files[-1]

@@ -34,19 +34,7 @@ def source(name: str, root: Path) -> Source:
             source is in two folds, or audio and CSV do not fit.
     """
     with listing.reading(name, root):
-        return _scan(name, listing.real_root(name, _chosen(name, root), (CSV,), "ESC-50"))
-
-
-def _chosen(name: str, root: Path) -> Path:
-    """The folder in `root` that holds the set, whatever lies beside it; `root`, where none does."""
-    if (root / CSV).exists():
-        return root
-    places = sorted(path.parent.parent for path in root.glob(f"*/{CSV}"))
-    places = [place for place in places if listing.is_data(place.name)]
-    if len(places) > 1:
-        found = ", ".join(place.name for place in places)
-        raise UserError(f"{name}: {shown(root)} holds the data set twice, in {shown(found)}; name one of them")
-    return places[0] if places else root
+        return _scan(name, listing.real_root(name, root, (CSV,), "ESC-50"))
 
 
 def _scan(name: str, root: Path) -> Source:

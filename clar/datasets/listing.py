@@ -48,26 +48,37 @@ def reading(name: str, root: Path) -> Iterator[None]:
 
 
 def real_root(name: str, root: Path, marks: Sequence[str], what: str) -> Path:
-    """The folder that holds one of `marks`: `root`, or the only folder in it (up to three deep), as archives unpack.
+    """The folder that holds one of `marks`: `root`, or one in it, beside whatever else (up to three deep, where each is
+    the only folder), as archives unpack.
 
     Where there is none it is `root`, so that messages name what the user gave.
 
     Raises:
-        UserError: `root` is no folder.
+        UserError: `root` is no folder, or two folders in it hold the data set.
     """
     if not root.is_dir():
         raise UserError(
             f"{shown(name)}: no folder {shown(root)}; unpack the {what} archive and pass its folder with --root"
         )
+
+    def is_marked(folder: Path) -> bool:
+        return any((folder / mark).exists() for mark in marks)
+
     folder = root
     for _ in range(4):
-        if any((folder / mark).exists() for mark in marks):
+        if is_marked(folder):
             return folder
         with os.scandir(folder) as entries:
-            inner = [entry.path for entry in entries if entry.is_dir() and not entry.name.startswith(_NO_DATA)]
-        if len(inner) != 1:
+            inner = sorted(Path(entry.path) for entry in entries if entry.is_dir() and is_data(entry.name))
+        found = [path for path in inner if is_marked(path)]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(
+                f"{shown(name)}: {shown(folder)} holds the data set twice, in {shown(names)}; name one of them"
+            )
+        if not found and len(inner) != 1:
             break
-        folder = Path(inner[0])
+        folder = (found or inner)[0]
     return root
 
 
