@@ -408,6 +408,14 @@ def test_esc_beside_other_things(run_datasets, server, tmp_path):
     assert "ESC-50-master, second; name one of them" in done.stderr
 
 
+def test_a_mirror_of_none_of_the_archives_is_not_passed_over(run_datasets, server, tmp_path):
+    """Else the makers' server is asked for all 24 GB."""
+    done = run_datasets("prepare", "nsynth_family", "--root", tmp_path, "--url", f"{server.url}nsynth")
+    assert one_line(done), done.stderr
+    assert "/nsynth: it is none of nsynth-train.jsonwav.tar.gz, " in done.stderr
+    assert not server.asked
+
+
 def test_two_archives_are_not_mixed(run_datasets, server, packed, tmp_path):
     """What the first holds and the second does not would be trained on, speakers of the test list among it."""
     (name, content), root = next(iter(packed["speech_commands_v0.02"].items())), tmp_path / "root"

@@ -54,7 +54,8 @@ def obtain(name: str, root: Path, mirrors: Sequence[str] = (), checksum: str | N
         keep: the archives, once they are unpacked.
 
     Raises:
-        UserError: an archive cannot be had, is wrong, damaged or not to be trusted; or the folder cannot be written.
+        UserError: an archive cannot be had, is wrong, damaged or not to be trusted; a mirror has none of several; or
+            the folder cannot be written.
     """
     with listing.reading(name, root):
         folder = datasets.unpacked(name, root)
@@ -67,6 +68,12 @@ def obtain(name: str, root: Path, mirrors: Sequence[str] = (), checksum: str | N
         # Another archive than the makers', which is therefore not looked for at theirs.
         url = mirrors[0] + archives[0].name if mirrors[0].endswith("/") else mirrors[0]
         archives, mirrors = (Archive(url, _checksum(checksum)),), mirrors[1:]
+    files = [archive.name for archive in archives]
+    for url in mirrors:
+        if len(files) > 1 and not url.endswith("/") and _file(url) not in files:
+            raise UserError(
+                f"--url {url}: it is none of {', '.join(files)}; name one of them, or their folder, which ends in /"
+            )
     for archive in archives:
         if _is_there(folder, archive, datasets.landmark(name, archive.name)):
             continue
