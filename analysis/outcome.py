@@ -18,6 +18,7 @@ from analysis.results import mean_curve, state_of
 from analysis.statistics import Agreement, kendall_tau, pareto_front
 from analysis.tables import Entry, Grid, Listing
 from clar import __version__
+from clar.baselines import CHANCE, LOG_MEL, Labels
 from clar.config import RESULTS_VERSION, TrialConfig
 from clar.files import read_json, write_atomically, write_json
 from clar.plan import Member, Plan
@@ -39,7 +40,7 @@ CHOSEN_OVER_FOLDS = (
     "a little too good."
 )
 
-_BEST = 10
+_BEST, _METRIC = 10, "test_top1"
 
 
 class Figure(NamedTuple):
@@ -158,12 +159,14 @@ def write(plan: Plan, live: bool = True, folder: Path | None = None) -> Outcome:
     outcome = Outcome(folder or plan.output.path)
     plan.refresh()
     grids = list(_grids(plan, live))
-    for study, metric, stem, grid in grids:
+    for study, metric, stem, grid, beside in grids:
         outcome.section(study.name, heading(study.name))
-        _grid(outcome, "table" if len(grids) == 1 else stem, grid, metric, single=len(grids) == 1)
+        _grid(outcome, "table" if len(grids) == 1 else stem, grid, metric, beside, single=len(grids) == 1)
     for search in plan.searches:
         outcome.section(search.study.name, heading(search.study.name))
         _search(plan, outcome, search)
+        beside = _beside(plan, search.study, {"best": {(search.base.dataset, Labels.of(search.base))}}, _METRIC, live)
+        _hold_against(outcome, stem_of("search", search.study.name, search.base.dataset), beside)
     _curves(plan, outcome)
     _agreement(plan, outcome)
     if plan.precision:
@@ -199,8 +202,12 @@ def show(outcome: Outcome, console: Console) -> None:
                 wide.print(piece, markup=False)
 
 
-def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid]]:
-    """Every table of the plan's grids, with its study, its metric and a name for its files."""
+Context = tuple[str, Labels]
+"""What a cell and its baselines have in common: the data set, and what of its labels is seen."""
+
+
+def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid, Grid | None]]:
+    """Every table of the plan's grids: its study, its metric, a name for its files, and what to hold it against."""
     cut = plan.cut()
     for study in plan.space.studies:
         members: dict[str, list[Member]] = {}
@@ -216,6 +223,9 @@ def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid]]:
             states = [state_of(plan, member.folder, cut, live) for member in standing]
             seeds = [_on_all_folds(plan, member.config) for member in standing]
             over = _over_folds(plan, [member.config.dataset for member in standing])
+            contexts: dict[str, set[Context]] = {}
+            for member, (_, column) in zip(standing, cells, strict=True):
+                contexts.setdefault(column, set()).add((member.config.dataset, Labels.of(member.config)))
             for metric in study.metrics:
                 seen: set[tuple[str, str, str]] = set()
                 found: dict[tuple[str, str, TrialConfig], list[Entry]] = {}
@@ -234,11 +244,64 @@ def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid]]:
                 entries = [
                     Entry.mean(folds) if plan.folds_of(one.dataset) else folds[0] for (*_, one), folds in found.items()
                 ]
-                title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}{over}."
+                title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}{_protocol(standing)}{over}."
                 yield (
                     study, metric, stem_of(study.name, name, metric),
                     Grid(title, rows, columns, entries, within=study.within),
+                    _beside(plan, study, contexts, metric, live),
                 )  # fmt: skip
+
+
+def _protocol(standing: Iterable[Member]) -> str:
+    """For a title: which labels the probe is fitted on; empty where all of these trials see all labels."""
+    labels = {Labels.of(member.config) for member in standing}
+    probes = {one.probe_labels for one in labels if one.fraction < 1}
+    if not probes:
+        return ""
+    seen, every = "the labels that training sees", "all labels"
+    return f", probe fitted on {' or '.join({'seen': seen, 'all': every}[one] for one in sorted(probes, reverse=True))}"
+
+
+def _beside(plan: Plan, study: Study, contexts: Mapping[str, set[Context]], metric: str, live: bool) -> Grid | None:
+    """What stands below a table: its baselines and references, a column for each context that the table has.
+
+    Args:
+        plan: the sweep.
+        study: the table's.
+        contexts: of the table's cells, by column.
+        metric: the table's.
+        live: whether somebody drives the sweep.
+    """
+    every = set[Context]().union(*contexts.values())
+    if len(every) == 1:
+        named = {context: [metric] for context in every}
+    elif all(len(one) == 1 for one in contexts.values()):
+        named = {context: [column for column, one in contexts.items() if context in one] for context in every}
+    else:
+        several = len({dataset for dataset, _ in every}) > 1
+        named = {(dataset, labels): [f"{dataset}, {labels}" if several else str(labels)] for dataset, labels in every}
+    entries: dict[tuple[str, str, TrialConfig], list[Entry]] = {}
+    for one in plan.beside:
+        places = named.get((one.config.dataset, Labels.of(one.config)), [])
+        if one.study is not study or not places:
+            continue
+        state = state_of(plan, one.folder, set(), live)
+        result = plan.result(one.folder) if state == "done" else None
+        found = [(one.name, getattr(result, metric) if result else None)]
+        if one.name == LOG_MEL and metric == _METRIC:
+            found.insert(0, (CHANCE, result.chance_top1 if result else None))
+        for name, value in found:
+            for column in places:
+                entry = Entry(name, column, state, value, one.config.seed, _version(one.folder) if result else "")
+                entries.setdefault((name, column, _on_all_folds(plan, one.config)), []).append(entry)
+    if not entries:
+        return None
+    rows = tuple(dict.fromkeys(name for name, *_ in entries))
+    known = {column for columns in named.values() for column in columns}
+    columns = tuple(column for column in contexts if column in known) or tuple(sorted(known))
+    title = f"To hold it against: the same probe on the same clips. {METRIC_TITLES[metric]}, %."
+    means = [Entry.mean(folds) if len(folds) > 1 else folds[0] for folds in entries.values()]
+    return Grid(title, ("baseline", rows), ("", columns), means, within="nothing")
 
 
 def _on_all_folds(plan: Plan, config: TrialConfig) -> TrialConfig:
@@ -263,12 +326,22 @@ def stem_of(*parts: str) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part).strip("_") for part in parts)
 
 
-def _grid(outcome: Outcome, stem: str, grid: Grid, metric: str, single: bool) -> None:
+def _hold_against(outcome: Outcome, stem: str, beside: Grid | None) -> None:
+    """The baselines below a table."""
+    if beside is not None:
+        cells = tables.cells(beside)
+        listing = tables.listing(beside, cells)
+        listing = dataclasses.replace(listing, header=("baseline", *listing.header[1:]))
+        outcome.listing(listing, f"{stem}-baselines", cells.to_csv(index=False))
+
+
+def _grid(outcome: Outcome, stem: str, grid: Grid, metric: str, beside: Grid | None, single: bool) -> None:
     cells = tables.cells(grid)
     outcome.grids[stem] = outcome.current, grid, cells
     outcome.listing(tables.listing(grid, cells), stem, cells.to_csv(index=False))
     if notes := tables.notes(grid, cells):
         outcome.say("\n".join(notes))
+    _hold_against(outcome, stem, beside)
     means, low, high, states, marks, best = (
         tables.grid(grid, cells, what) for what in ("mean", "low", "high", "state", "tied", "best")
     )
@@ -391,7 +464,8 @@ def _agreement(plan: Plan, outcome: Outcome) -> None:
         pairs: dict[int, list[tuple[float, float]]] = {rung: [] for rung in halving.rungs}
         trials: dict[TrialConfig, list[TrialFolder]] = {}
         for folder in plan.folders.values():
-            if folder.config.dataset == dataset and folder.config.pretraining() is None:
+            own = folder.config.dataset == dataset and folder.identity not in plan.apart
+            if own and folder.config.pretraining() is None:
                 trials.setdefault(_on_all_folds(plan, folder.config), []).append(folder)
         # Folds of one seed make one pair: as several, they would be taken for trials of their own.
         for folds in trials.values():

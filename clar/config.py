@@ -31,12 +31,15 @@ STRONGEST = 2.0
 RESULTS_VERSION = 2
 """Raised with every change of the code that changes what a trial computes: older results are then trained again."""
 
-Input = Literal["spectrogram", "raw"]
+Input = Literal["spectrogram", "raw", "statistics"]
+"""`statistics`: no encoder, but averages of a log-mel spectrogram, see `clar.features.Statistics`: a baseline."""
+
 Loss = Literal["clar", "self_supervised", "supervised", "finetune"]
 """`finetune`: self-supervised pre-training, then supervised training of that encoder."""
 
 Optimizer = Literal["lars", "adamw"]
 Precision = Literal["float32", "bf16"]
+ProbeLabels = Literal["seen", "all"]
 Variant = Literal["paper", "released"]
 """`paper`: as published. `released`: as the authors' public code does it, where that differs."""
 
@@ -45,6 +48,12 @@ WINDOW_MS = {"paper": 16.0, "released": 128.0}
 
 HOP_MS = 8.0
 """Both front ends' own STFT stride."""
+
+FINETUNE_RATES = (1.0, 0.3, 0.1)
+"""Multiples of the pre-training's learning rate that fine-tuning tries where it is told none."""
+
+FINETUNE_SHARE = 0.1
+"""Of the pre-training's epochs, that each try of fine-tuning takes where it is told no number."""
 
 _FINETUNE = ("finetune_epochs", "finetune_learning_rate")
 
@@ -70,6 +79,9 @@ class TrialConfig(BaseModel):
     )
     fade_shapes: Variant = Field("paper", description="paper: three shapes of fade; released: five")
     label_fraction: float = Field(1.0, gt=0, le=1, description="share of the training labels that may be seen")
+    probe_labels: ProbeLabels = Field(
+        "seen", description="labels that the probe is fitted on: those that training saw, or all (released code)"
+    )
     fold: int | None = Field(
         None,
         ge=1,
@@ -85,8 +97,15 @@ class TrialConfig(BaseModel):
     warmup_epochs: int = Field(10, ge=0, description="linear warm-up, then cosine decay to 0")
     temperature: float = Field(0.5, gt=0, description="of NT-Xent")
     precision: Precision = "float32"
-    finetune_epochs: int = Field(100, ge=1, description="supervised epochs after the pre-training, for loss=finetune")
-    finetune_learning_rate: float = Field(0.1, gt=0, description="of those epochs: cosine decay to 0, no warm-up")
+    finetune_epochs: int | None = Field(
+        None, ge=1, description="supervised epochs after the pre-training, for loss=finetune; none: a tenth of epochs"
+    )
+    finetune_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="of those epochs: cosine decay to 0, no warm-up; none: the best on valid of 1, 0.3 and 0.1 times "
+        "learning_rate",
+    )
 
     front_end: Variant = "paper"
     window_ms: float | None = Field(
@@ -149,6 +168,15 @@ class TrialConfig(BaseModel):
             raise ValueError(f"warmup_epochs = {self.warmup_epochs} leaves none of epochs = {self.epochs}; lower it")
         return self
 
+    @model_validator(mode="after")
+    def _statistics_learn_nothing(self) -> Self:
+        if self.input == "statistics" and (self.epochs or self.loss != "self_supervised"):
+            raise ValueError(
+                f"input = statistics has no encoder to train with loss = {self.loss}, epochs = {self.epochs}; "
+                f"set loss=self_supervised, epochs=0"
+            )
+        return self
+
     def but(self, **changes: Any) -> "TrialConfig":
         """This trial with some fields changed, validated anew."""
         return TrialConfig(**{**self.model_dump(), **changes})
@@ -165,20 +193,44 @@ class TrialConfig(BaseModel):
     @property
     def stage_epochs(self) -> int:
         """Epochs that this trial trains itself; its pre-training's are not among them."""
-        if self.loss == "finetune":
-            return self.finetune_epochs
-        return 0 if self.pretraining() else self.epochs
+        if self.probes_only:
+            return 0
+        return len(self.rates) * self.epochs_a_rate
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that the trial trains with, one after the other, each from the start."""
+        if self.loss != "finetune":
+            return (self.learning_rate,)
+        if self.finetune_learning_rate is not None:
+            return (self.finetune_learning_rate,)
+        return tuple(share * self.learning_rate for share in FINETUNE_RATES)
+
+    @property
+    def epochs_a_rate(self) -> int:
+        """Epochs with each of the `rates`."""
+        if self.loss != "finetune":
+            return self.epochs
+        return self.finetune_epochs or max(1, round(FINETUNE_SHARE * self.epochs))
+
+    @property
+    def probes_only(self) -> bool:
+        """Whether the trial trains nothing and probes the encoder of another."""
+        return self.label_fraction < 1 and (self.loss == "self_supervised") == (self.probe_labels == "seen")
 
     def pretraining(self) -> "TrialConfig | None":
         """The trial whose encoder this one starts from; None where it starts from random weights.
 
         Self-supervised training sees no labels, so all label fractions share one pre-training: with label_fraction
-        below 1 a self-supervised trial trains nothing and probes that encoder with its share of the labels.
+        below 1 a self-supervised trial trains nothing and probes that encoder with its share of the labels. Other
+        trials whose probe sees more labels than their training probe the encoder of the one whose probe does not.
         """
+        if self.probes_only and self.probe_labels == "all":
+            return self.but(probe_labels="seen")
         if self.loss == "finetune":
             stage_two = {name: TrialConfig.model_fields[name].default for name in _FINETUNE}
             return self.but(loss="self_supervised", label_fraction=1.0, **stage_two)
-        if self.loss == "self_supervised" and self.label_fraction < 1:
+        if self.probes_only:
             return self.but(label_fraction=1.0)
         return None
 
@@ -200,15 +252,24 @@ class TrialConfig(BaseModel):
             changes["window_ms"] = None
         if "hop_ms" not in changes and self.hop_ms == HOP_MS:
             changes["hop_ms"] = None
+        if self.finetune_epochs == max(1, round(FINETUNE_SHARE * self.epochs)):
+            changes["finetune_epochs"] = None
         if "probe_every" not in changes:
-            longest = max(self.epochs, self.finetune_epochs if self.loss == "finetune" else 1)
-            changes["probe_every"] = min(self.probe_every, longest)
+            changes["probe_every"] = min(self.probe_every, max(self.epochs, self.epochs_a_rate, 1))
         return self.but(**changes)
 
     def idle_fields(self) -> frozenset[str]:
         """Names of the fields that cannot influence this trial's result, whatever their value."""
         idle: set[str] = set()
         finetune = self.loss == "finetune"
+        if self.input == "statistics":
+            acting_ones = {"dataset", "input", "loss", "epochs", "label_fraction", "probe_labels", "fold"}
+            # The seed says which labels are seen.
+            idle |= {*TrialConfig.model_fields} - acting_ones - ({"seed"} if self.probes_only else set())
+        if self.label_fraction == 1:
+            idle.add("probe_labels")
+        elif self.loss == "self_supervised" and self.probe_labels == "all":
+            idle |= {"label_fraction", "probe_labels"}
         if self.input == "raw":
             idle |= {"front_end", "window_ms", "hop_ms", "bins"}
         if self.loss == "supervised":
@@ -217,7 +278,9 @@ class TrialConfig(BaseModel):
             idle |= set(_FINETUNE)
         if self.epochs == 0:
             # The untrained encoder: nothing steps, unless it is fine-tuned.
-            idle |= {"learning_rate", "warmup_epochs", "temperature"}
+            idle |= {"warmup_epochs", "temperature"}
+            if not finetune or self.finetune_learning_rate is not None:
+                idle.add("learning_rate")
             if not finetune:
                 idle |= {"batch_size", "optimizer", "weight_decay", "probe_every", "augmentations"}
             if self.loss == "self_supervised":

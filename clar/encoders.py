@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clar.config import Input
+from clar.features import Statistics
 
 
-def make(input: Input, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2)) -> "ResNet":
+def make(input: Input, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2)) -> "ResNet | Passing":
     """The encoder for one kind of input: features -> representation (B, 8 * width).
 
     Args:
@@ -21,9 +22,17 @@ def make(input: Input, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2)) ->
         width: channels of the first stage; each of the four stages doubles it.
         blocks: residual blocks in each stage; (2, 2, 2, 2) at width 64 is ResNet-18 with 512 dimensions.
     """
+    if input == "statistics":
+        return Passing()
     if input == "raw":
         return ResNet(dimensions=1, in_channels=1, kernel_size=9, width=width, blocks=blocks)
     return ResNet(dimensions=2, in_channels=3, kernel_size=3, width=width, blocks=blocks)
+
+
+class Passing(nn.Identity):
+    """No encoder: the features are the representation."""
+
+    out_features = Statistics.out_features
 
 
 class ResNet(nn.Module):

@@ -27,10 +27,10 @@ def make(
     hop_ms: float | None = None,
     bins: int = 128,
 ) -> nn.Module:
-    """The front end: a module from clips (B, T) float32 to (B, 1, T) if raw, else (B, 3, F, T').
+    """The front end, from clips (B, T) float32 to (B, 1, T) if raw, (B, 120) if statistics, else (B, 3, F, T').
 
     Args:
-        input: `raw` or `spectrogram`.
+        input: `raw`, `spectrogram` or `statistics`, which knows no other option.
         sample_rate: hertz.
         front_end: `paper` (16 ms window, bins equally spaced in mel) or `released` (128 ms, log-spaced 40-8000 Hz).
         window_ms: length of the Hann window, milliseconds; None is the front end's own.
@@ -42,6 +42,8 @@ def make(
     """
     if input == "raw":
         return Raw()
+    if input == "statistics":
+        return Statistics(sample_rate)
     return Spectrogram(sample_rate, front_end=front_end, window_ms=window_ms, hop_ms=hop_ms, bins=bins)
 
 
@@ -137,6 +139,26 @@ class Spectrogram(nn.Module):
             f"{self.front_end}, window={self.window_length}, hop={self.hop_length}, fft={self.fft_length}, "
             f"bins={self.bins}"
         )
+
+
+class Statistics(nn.Module):
+    """What a log-mel spectrogram is on the average: the baseline that a learned representation is to beat.
+
+    Of each of 40 bands, over time: mean, standard deviation, and mean absolute difference from frame to frame.
+    """
+
+    BANDS = 40
+    out_features = 3 * BANDS
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        self.spectrogram = Spectrogram(sample_rate, front_end="paper", window_ms=None, hop_ms=None, bins=self.BANDS)
+
+    def forward(self, clips_BT: Tensor) -> Tensor:
+        """(B, T) -> (B, 120), decibels."""
+        mel_BFT = self.spectrogram(clips_BT)[:, 2]
+        change_BF = mel_BFT.diff(dim=2).abs().sum(dim=2) / max(1, mel_BFT.shape[2] - 1)
+        return torch.cat([mel_BFT.mean(dim=2), mel_BFT.std(dim=2, correction=0), change_BF], dim=1)
 
 
 def _decibel(power: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from clar.baselines import Labels
 from clar.config import RESULTS_VERSION, TrialConfig
 from clar.errors import UserError
 from clar.files import at_once
@@ -69,6 +70,15 @@ class Member(NamedTuple):
     folder: TrialFolder
 
 
+class Beside(NamedTuple):
+    """A trial that stands below the tables of a study, and how it is called there."""
+
+    study: Study
+    name: str
+    config: TrialConfig
+    folder: TrialFolder
+
+
 @dataclass
 class Plan:
     """A sweep's trials; searches and more seeds add to them as it goes.
@@ -85,6 +95,7 @@ class Plan:
         searches: the searches, one a study and data set.
         precision: how to add seeds; None: not at all.
         folds: whether each trial is tested on all folds of its data set in turn, where that has some.
+        baselines: whether there are trials to hold the tables against: baselines, and the studies' own references.
     """
 
     space: Space
@@ -98,9 +109,13 @@ class Plan:
     searches: list[Searching] = field(default_factory=list)
     precision: Precision | None = None
     folds: bool = False
+    baselines: bool = False
     members: list[Member] = field(default_factory=list)
     folders: dict[str, TrialFolder] = field(default_factory=dict)
     support: set[str] = field(default_factory=set)
+    beside: list[Beside] = field(default_factory=list)
+    apart: set[str] = field(default_factory=set)
+    """Identities of the trials that are there for `beside` alone."""
     frozen: bool = False
     """Whether a trial that had no result when it was asked for has none for good: what is made of the plan agrees with
     itself while trials go on."""
@@ -112,12 +127,29 @@ class Plan:
     def __post_init__(self) -> None:
         for study in self.space.studies:
             for base in self.bases[study.name]:
-                for config in study.plan(base, self.seeds, self.chosen):
+                planned = study.plan(base, self.seeds, self.chosen)
+                for config in planned:
                     for one in config.on_folds(self.folds_of(base.dataset)):
                         self.add(study, base, one)
+                if self.baselines:
+                    self._add_beside(study, base, planned or [base])
         for search in self.searches:
             for one in search.rehearse().on_folds(self.folds_of(search.base.dataset)):
                 one.check_batch(self.training_clips(one))
+
+    def _add_beside(self, study: Study, base: TrialConfig, planned: list[TrialConfig]) -> None:
+        """Plan what stands below the tables of a study on one data set."""
+        known: set[tuple[Labels, str]] = set()
+        for config, name in study.beside(base, planned).items():
+            for seed in range(base.seed, base.seed + self.seeds):
+                for one in config.but(seed=seed).on_folds(self.folds_of(base.dataset)):
+                    folder = self._folder(one)
+                    key = Labels.of(one), folder.identity
+                    if key not in known:  # statistics of all labels know no seed
+                        known.add(key)
+                        self._need_parents(one, self.apart)
+                        self._need(folder, self.apart)
+                        self.beside.append(Beside(study, name, one, folder))
 
     def folds_of(self, dataset: str) -> int:
         """How many folds each trial on a data set is tested on in turn; 0: on its own alone."""
@@ -142,11 +174,10 @@ class Plan:
         """
         config.check_batch(self.training_clips(config))
         folder = self._folder(config)
-        parent = config.pretraining()
-        if parent is not None:
-            self._need(self._folder(parent))
+        self._need_parents(config, self.support)
         self.folders.setdefault(folder.identity, folder)
         self.support.discard(folder.identity)
+        self.apart.discard(folder.identity)
         if not any(member.folder.identity == folder.identity for member in self._of(study, config)):
             self._of(study, config).append(member := Member(study, base, config, folder))
             self.members.append(member)
@@ -156,10 +187,21 @@ class Plan:
         """The members of a study with this seedless configuration: few, so that adding thousands stays quick."""
         return self._index.setdefault((study.name, config.but(seed=0)), [])
 
-    def _need(self, folder: TrialFolder) -> None:
+    def _need_parents(self, config: TrialConfig, among: set[str]) -> None:
+        """Plan what a trial starts from, and what that starts from, first things first."""
+        parent = config.pretraining()
+        if parent is not None:
+            self._need_parents(parent, among)
+            self._need(self._folder(parent), among)
+
+    def _need(self, folder: TrialFolder, among: set[str]) -> None:
+        """Plan a trial that stands in no table, as one of `support` or of `apart`."""
         if folder.identity not in self.folders:
             self.folders[folder.identity] = folder
-            self.support.add(folder.identity)
+            among.add(folder.identity)
+        elif folder.identity in self.apart and among is self.support:
+            self.apart.remove(folder.identity)
+            among.add(folder.identity)
 
     def _folder(self, config: TrialConfig) -> TrialFolder:
         fingerprint = self.stores[config.dataset].fingerprint
@@ -198,9 +240,14 @@ class Plan:
         """What is to be reached, round by round; each round is asked for when the one before has ended."""
         if self.halving:
             for dataset, halving in self.halving.items():
-                folders = [folder for folder in self._in_order() if folder.config.dataset == dataset]
+                folders = [
+                    folder for folder in self._in_order()
+                    if folder.config.dataset == dataset and folder.identity not in self.apart
+                ]  # fmt: skip
                 if folders:
                     yield from halving.run(folders)
+            if apart := [folder for folder in self._in_order() if folder.identity in self.apart]:
+                yield [Goal(folder) for folder in apart]
         elif self.folders:
             yield [Goal(folder) for folder in self._in_order()]
         for search in self.searches:
@@ -256,9 +303,14 @@ class Plan:
 
     def _with_pretraining(self, goals: list[Goal]) -> list[Goal]:
         """The goals, after those of the trials that they start from."""
-        parents = [parent for goal in goals if (parent := self.parent(goal.folder)) is not None]
         known = {goal.folder.identity for goal in goals}
-        needed = {parent.identity: Goal(parent) for parent in parents if parent.identity not in known}
+        needed: dict[str, Goal] = {}
+        for goal in goals:
+            chain, parent = [], self.parent(goal.folder)
+            while parent is not None:
+                chain.append(parent)
+                parent = self.parent(parent)
+            needed |= {one.identity: Goal(one) for one in reversed(chain) if one.identity not in known}
         return [*needed.values(), *goals]
 
     def parent(self, folder: TrialFolder) -> TrialFolder | None:
@@ -268,8 +320,14 @@ class Plan:
 
     def _in_order(self) -> list[TrialFolder]:
         """All planned trials; those that others start from come first."""
-        needed = {parent.identity for folder in self.folders.values() if (parent := self.parent(folder)) is not None}
-        return sorted(self.folders.values(), key=lambda folder: folder.identity not in needed)
+        parents = {identity: self.parent(folder) for identity, folder in self.folders.items()}
+        needed = {parent.identity for parent in parents.values() if parent is not None}
+
+        def turn(folder: TrialFolder) -> int:
+            # One that is needed may itself need another: a fine-tuned encoder that is probed once more.
+            return 2 if folder.identity not in needed else parents[folder.identity] is not None
+
+        return sorted(self.folders.values(), key=turn)
 
     def result(self, folder: TrialFolder) -> TrialResult | None:
         """A trial's result, read once: a trial that is done stays done."""
@@ -319,7 +377,11 @@ class Plan:
         """A trial in a few words: what it does not share with the others, its data set where there are several."""
         if folder.identity not in self._titles:
             where = f"{folder.config.dataset}: " if len(self.stores) > 1 else ""
-            self._titles[folder.identity] = where + folder.config.title(self._base(folder.config))
+            name = next((one.name for one in self.beside if one.folder.identity == folder.identity), "")
+            if name and folder.identity in self.apart:
+                self._titles[folder.identity] = f"{where}{name}, seed {folder.config.seed}"
+            else:
+                self._titles[folder.identity] = where + folder.config.title(self._base(folder.config))
         return self._titles[folder.identity]
 
     def titles(self) -> dict[str, str]:
@@ -333,12 +395,13 @@ class Plan:
         """How many there are and how many of them are done."""
         self.refresh()
         done = len(self.results())
-        count = len(self.folders) - len(self.support)
-        support = f" and {len(self.support)} pre-trainings" if self.support else ""
+        count = len(self.folders) - len(self.support) - len(self.apart)
+        more = [f"{len(self.support)} pre-trainings"] if self.support else []
+        more += [f"{len(self.apart)} to hold them against"] if self.apart else []
         searched = sum(search.trials * (self.folds_of(search.base.dataset) or 1) for search in self.searches)
         if searched:
             return f"a search of {searched * self.seeds} trials on {self.datasets}"
-        return f"{count} trials{support} on {self.datasets}, {done} of them done"
+        return f"{' and '.join([f'{count} trials', *more])} on {self.datasets}, {done} of them done"
 
     def record(self, state: str, code_version: str, **more: Any) -> None:
         """Keep what the sweep is and how it stands, for the tracking and for a look from elsewhere.
@@ -406,6 +469,7 @@ class Plan:
             "data": {name: _record_data(store) for name, store in self.stores.items()},
             "seeds": self.seeds,
             "folds": self.folds,
+            "baselines": self.baselines,
             "chosen": self.chosen,
             "accepted": self.accepted,
             "halving": {name: [halving.rungs, halving.keep] for name, halving in self.halving.items()},
@@ -457,6 +521,7 @@ def restore(storage: Path, recipe: Mapping[str, Any], space: Space, interval: In
             ],
             precision=_precision(recipe["precision"], interval),
             folds=recipe.get("folds", False),
+            baselines=recipe.get("baselines", False),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, UserError) as error:
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -63,6 +63,11 @@ class TrialResult:
     `cpu_seconds` are the process's, all threads together. `energy_joules` are what `clar.meter` counts, None where the
     trial's device reported none, if only for a part of the time. Results from before these two were counted have
     neither.
+
+    `chance_top1` is what naming the commonest class of the probe's training clips gives on test. `labelled_clips` are
+    the training clips whose labels training saw. `loss_left` is the last epoch's cross-entropy as a share of ln C, that
+    of a guess among C classes; None where the loss is more than that. `finetune_rate` is the rate that was best on
+    valid, None where there was one alone. Results version 3 brought these four.
     """
 
     test_top1: float
@@ -76,6 +81,10 @@ class TrialResult:
     epochs: tuple[EpochRecord, ...]
     cpu_seconds: float | None = None
     energy_joules: float | None = None
+    chance_top1: float | None = None
+    labelled_clips: int | None = None
+    loss_left: float | None = None
+    finetune_rate: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """The final numbers by name, those that there are."""

@@ -4,13 +4,14 @@ A sweep is one study or, like the paper's, a union of several. A study is a grid
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import search_spaces
+from clar.baselines import Labels, baselines
 from clar.config import TrialConfig
 from clar.errors import UserError, near
 from clar.result import TrialResult
@@ -58,6 +59,8 @@ class Study:
     metrics: tuple[str, ...]
     search: Search | None = None
     within: str = "table"
+    references: Callable[[TrialConfig], Mapping[str, TrialConfig]] | None = None
+    """More trials that stand below the tables, beside the baselines, by name."""
 
     def plan(self, base: TrialConfig, seeds: int, chosen: Iterable[str] = ()) -> list[TrialConfig]:
         """The study's trials, seed by seed within each cell; a trial that is asked for twice is planned once.
@@ -88,6 +91,28 @@ class Study:
                 )
         planned = [config.but(seed=base.seed + repeat) for config in configs for repeat in range(seeds)]
         return list(dict.fromkeys(planned))
+
+    def beside(self, base: TrialConfig, planned: Iterable[TrialConfig]) -> dict[TrialConfig, str]:
+        """Give what stands below the tables, by name: baselines that see what the trials see of the labels, and the
+        study's own references.
+
+        Args:
+            base: what the trials have in common.
+            planned: the trials; of a search the base.
+
+        Raises:
+            UserError: a reference changes what is not the study's to change.
+        """
+        found: dict[TrialConfig, str] = {}
+        for labels in dict.fromkeys(map(Labels.of, planned)):
+            for name, config in baselines(base, labels).items():
+                found.setdefault(config, name)
+        if self.references:
+            own = self.call("references", lambda base: dict(self.references(base)), base)  # type: ignore[misc]
+            self.check(list(own.values()), base)
+            for name, config in own.items():
+                found.setdefault(config, name)
+        return found
 
     def call(self, part: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a part of the study's file; what it raises is said in one line.
@@ -242,6 +267,7 @@ def _study(path: Path, module: ModuleType, summary: str) -> Study:
         curve=getattr(module, "curve", None),
         metrics=metrics,
         within=within,
+        references=getattr(module, "references", None),
     )
 
 

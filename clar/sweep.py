@@ -132,6 +132,11 @@ def main(
         typer.Option(metavar="N", help="Take results of this older results version as done; repeatable.",
                      show_default=False),
     ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Hold every table against chance, log-mel statistics, an "
+                     "untrained encoder and a supervised one."),
+    ] = True,
     make_report: Annotated[
         bool, typer.Option("--report/--no-report", help="End with the report, as `python -m analysis.report` makes it.")
     ] = True,
@@ -202,7 +207,7 @@ def main(
         data_seconds = time.time() - before_data
         plan = Plan(
             chosen, bases, place, stores, seeds, tuple(fields), tuple(accept_version or ()), stops, searches, more,
-            folds,
+            folds, baselines,
         )  # fmt: skip
         waiting = _replay(plan) if dry_run else ""
         shares = Shares(slots, plan, resources, address)

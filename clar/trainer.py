@@ -115,6 +115,13 @@ def labelled_subset(labels_N: np.ndarray, fraction: float, seed: int) -> np.ndar
     return seen
 
 
+def chance(train_N: np.ndarray, test_N: np.ndarray) -> float:
+    """Accuracy on test of whoever always names the class that train has most of; of several, their mean."""
+    counts = np.bincount(train_N)
+    commonest = np.flatnonzero(counts == counts.max())
+    return float(np.isin(test_N, commonest).mean() / len(commonest))
+
+
 def train(
     config: TrialConfig,
     store: ClipStore,
@@ -131,9 +138,9 @@ def train(
 ) -> TrialResult | None:
     """Run one trial, or go on with it from its checkpoint.
 
-    Two kinds of trial start from the encoder of another, see `TrialConfig.pretraining`. Fine-tuning trains it on, under
-    a fresh supervised head and a fresh optimizer, at a learning rate that falls from `finetune_learning_rate` to 0. A
-    self-supervised trial with a share of the labels trains nothing and probes it.
+    Some trials start from the encoder of another, see `TrialConfig.pretraining`. Fine-tuning trains it on, under a
+    fresh supervised head and a fresh optimizer, at a learning rate that falls to 0; with several `rates`, at each of
+    them in turn, from the same start, and what was best on valid is kept. Others train nothing and probe it.
 
     Supervised training and fine-tuning with a share of the labels take their batches from the labelled clips only,
     repeated to as many steps an epoch as all clips make. Drawn from all clips, a batch at 1 % of the labels would hold
@@ -163,11 +170,9 @@ def train(
     """
     weights = _pretrained_encoder(config, store, pretrained)
     folder = files.place(checkpoint_dir) if checkpoint_dir else None
-    run = Run(config, store, torch.device(device), folder, gpu_share)
+    run = Run(config, store, torch.device(device), folder, gpu_share, weights)
     if say:
         say(run.clips.placement)
-    if weights:
-        run.model.encoder.load_state_dict(weights)
     run.restore()
     if on_epoch and run.records:
         on_epoch(tuple(run.records))
@@ -203,6 +208,7 @@ class Run:
     device: torch.device
     folder: Path | None
     gpu_share: float = 1.0
+    pretrained: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
     epoch_loss: float = 0.0
     epoch_seconds: float = 0.0
@@ -210,6 +216,8 @@ class Run:
     cost: Cost = field(default_factory=Cost)
     records: list[EpochRecord] = field(default_factory=list)
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=8))
+    best: dict[str, Any] = field(default_factory=dict)
+    """Of several rates, what the best one up to now has come to: `rate`, `valid_top1`, `train_loss`, `model`."""
 
     def __post_init__(self) -> None:
         config, store = self.config, self.store
@@ -219,26 +227,18 @@ class Run:
         self.steps_per_epoch = len(self.train_indices) // config.batch_size
         config.check_batch(len(self.train_indices))
         self.total_steps = config.stage_epochs * self.steps_per_epoch
-        finetune = config.loss == "finetune"
-        self.learning_rate = config.finetune_learning_rate if finetune else config.learning_rate
-        self.warmup_steps = 0 if finetune else config.warmup_epochs * self.steps_per_epoch
+        self.steps_a_rate = config.epochs_a_rate * self.steps_per_epoch
+        self.warmup_steps = 0 if config.loss == "finetune" else config.warmup_epochs * self.steps_per_epoch
         labels_N = np.where(
             labelled_subset(store.labels[self.train_indices], config.label_fraction, config.seed),
             store.labels[self.train_indices],
             losses.UNLABELLED,
         )
         self.train_labels = torch.from_numpy(labels_N)
-        only_labelled = finetune or config.loss == "supervised"
+        only_labelled = config.loss in ("finetune", "supervised")
         wanted_N = self.train_labels != losses.UNLABELLED if only_labelled else torch.ones(len(labels_N))
         self.drawn_from = wanted_N.nonzero().squeeze(1)
-        # The global generator draws the first weights, on the CPU for every device, and nothing else.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(config.seed, "weights").initial_seed())
-            self.model = Model(config, store.sample_rate, len(store.classes))
-        self.model.to(self.device)
-        if config.input == "spectrogram":
-            self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = optim.make(config.optimizer, self.model, self.learning_rate, config.weight_decay)
+        self.begin()
         self.augment = augment.compose(
             config.augmentations,
             store.sample_rate,
@@ -249,6 +249,21 @@ class Run:
         self.clips = Clips(store, self.device, self.gpu_share)
         self.shuffled: tuple[int, Tensor] | None = None
 
+    def begin(self) -> None:
+        """Make model and optimizer anew, at the rate whose turn it is."""
+        config = self.config
+        self.rate = config.rates[min(self.step // max(1, self.steps_a_rate), len(config.rates) - 1)]
+        # The global generator draws the first weights, on the CPU for every device, and nothing else.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(config.seed, "weights").initial_seed())
+            self.model = Model(config, self.store.sample_rate, len(self.store.classes))
+        if self.pretrained:
+            self.model.encoder.load_state_dict(self.pretrained)
+        self.model.to(self.device)
+        if config.input == "spectrogram":
+            self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = optim.make(config.optimizer, self.model, self.rate, config.weight_decay)
+
     def mixed_precision(self) -> AbstractContextManager[Any]:
         """Where the trial computes in bf16, the context to do it in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -256,15 +271,19 @@ class Run:
     def train_step(self) -> None:
         """One batch: two views of each clip, one step of the optimizer."""
         config, began = self.config, time.monotonic()
+        if self.step and self.step % self.steps_a_rate == 0:
+            self.begin()
+        # Each rate sees the same batches and views.
+        step = self.step % self.steps_a_rate
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        batch = self.batch(self.step)
+        batch = self.batch(step)
         labels_B = self.train_labels[batch].to(self.device)
         # Not beyond the epoch: its end may be followed by a probe.
         more = position + 1 < self.steps_per_epoch
-        following = self.train_indices[self.batch(self.step + 1).numpy()] if more else None
+        following = self.train_indices[self.batch(step + 1).numpy()] if more else None
         clips_BT = self.clips(self.train_indices[batch.numpy()], following)
-        views_BT = self.augment(clips_BT.repeat(2, 1), generator(config.seed, "augment", self.step, device=self.device))
-        rate = optim.learning_rate_at(self.step, self.learning_rate, self.warmup_steps, self.total_steps)
+        views_BT = self.augment(clips_BT.repeat(2, 1), generator(config.seed, "augment", step, device=self.device))
+        rate = optim.learning_rate_at(step, self.rate, self.warmup_steps, self.steps_a_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -311,7 +330,8 @@ class Run:
         epoch = self.step // self.steps_per_epoch
         views = self.steps_per_epoch * self.config.batch_size
         speed = views / self.epoch_seconds
-        due = epoch % self.config.probe_every == 0 or epoch == self.config.stage_epochs
+        at_the_end = epoch % self.config.epochs_a_rate == 0
+        due = at_the_end or epoch % self.config.probe_every == 0
         probed = self.probe() if due else None
         self.records.append(
             EpochRecord(
@@ -323,6 +343,22 @@ class Run:
             )
         )
         self.epoch_loss = self.epoch_seconds = 0.0
+        if at_the_end and probed and len(self.config.rates) > 1:
+            return self.keep_best(probed)
+        return probed
+
+    def keep_best(self, probed: Probed) -> Probed | None:
+        """Of several rates, remember the model of the best on valid; at the last one, go back to it."""
+        valid_top1 = probed.fitted.valid_top1
+        if not self.best or valid_top1 > self.best["valid_top1"]:
+            model = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {
+                "rate": self.rate, "valid_top1": valid_top1, "train_loss": self.records[-1].train_loss, "model": model,
+            }  # fmt: skip
+            return probed
+        if self.step == self.total_steps:
+            self.model.load_state_dict(self.best["model"])
+            return None
         return probed
 
     def represent(self, indices: np.ndarray) -> Tensor:
@@ -338,9 +374,9 @@ class Run:
             )
 
     def split(self, name: str) -> probe.Split:
-        """Representations and labels of valid or test, or of the clips of train whose labels may be seen."""
+        """Representations and labels of valid or test, or of the clips of train that the probe is fitted on."""
         indices = self.store.split(name, self.config.fold)
-        if name == "train":
+        if name == "train" and self.config.probe_labels == "seen":
             indices = indices[self.train_labels.numpy() != losses.UNLABELLED]
         return self.represent(indices), torch.from_numpy(self.store.labels[indices]).to(self.device)
 
@@ -353,9 +389,13 @@ class Run:
         """The one look at test."""
         train, fitted = probed or self.probe()
         test = self.split("test")
-        head_top1 = None
-        if self.config.loss != "self_supervised":
+        head_top1 = loss_left = None
+        if self.config.loss != "self_supervised" and not self.config.probes_only:
             head_top1 = self.head_accuracy(*test)
+        if self.config.loss in ("supervised", "finetune") and self.records:
+            train_loss = self.best.get("train_loss", self.records[-1].train_loss)
+            loss_left = train_loss / math.log(len(self.store.classes))
+        train_labels_N = train[1].cpu().numpy()
         if self.folder:
             save_encoder(self.folder / ENCODER, self.model.encoder, self.config, self.store)
         self.tick()
@@ -371,6 +411,10 @@ class Run:
             epochs=tuple(self.records),
             cpu_seconds=self.cost.cpu_seconds,
             energy_joules=self.cost.joules,
+            chance_top1=chance(train_labels_N, test[1].cpu().numpy()),
+            labelled_clips=int((self.train_labels != losses.UNLABELLED).sum()),
+            loss_left=loss_left,
+            finetune_rate=self.best.get("rate"),
         )
 
     def head_accuracy(self, representation_NH: Tensor, labels_N: Tensor) -> float:
@@ -395,6 +439,7 @@ class Run:
             "energy_joules": self.cost.joules,
             "records": [asdict(record) for record in self.records],
             "recent": list(self.recent),
+            "best": self.best,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -420,9 +465,11 @@ class Run:
         identity = self.config.identity(self.store.fingerprint)
         if content["identity"] != identity:
             raise UserError(f"{path} is of trial {content['identity']}, not of {identity}; use another folder")
+        self.step, self.epoch_loss = content["step"], content["epoch_loss"]
+        self.begin()  # the rate whose turn it is
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.epoch_loss = content["step"], content["epoch_loss"]
+        self.best = content.get("best", {})
         self.seconds, self.epoch_seconds = content["seconds"], content["epoch_seconds"]
         # Older checkpoints count neither.
         self.cost = Cost(content.get("cpu_seconds", 0.0), content.get("energy_joules"))

@@ -73,9 +73,10 @@ class Command:
         assert process.returncode == code, output
         return output
 
-    def sweep(self, *arguments: str, code: int = 0, report: bool = False) -> str:
+    def sweep(self, *arguments: str, code: int = 0, report: bool = False, baselines: bool = False) -> str:
         """A sweep in the test's storage; without its report, which takes as long as a small sweep does."""
         more = () if report else ("--no-report",)
+        more += () if baselines else ("--no-baselines",)
         return self.run("clar.sweep", *arguments, *more, "--storage", str(self.storage), code=code)
 
     def results(self) -> dict[str, TrialResult]:

@@ -12,8 +12,8 @@ CHAIN = [
     ["errors"], ["buckets"], ["files", "config", "progress"], ["seeds", "clips"], ["building", "local"], ["datasets"],
     ["vocoder"], ["augment"],
     ["features"], ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
-    ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking", "status"], ["train", "embed"], ["packing"],
-    ["trial", "cluster", "preemption"], ["pool"], ["sweep"],
+    ["baselines"], ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking", "status"], ["train", "embed"],
+    ["packing"], ["trial", "cluster", "preemption"], ["pool"], ["sweep"],
 ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ IN_THE_IDENTITY = {
     "temperature": 0.1, "precision": "bf16", "front_end": "released", "window_ms": 32, "hop_ms": 4, "bins": 64,
     "encoder_width": 8, "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64,
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
-    "finetune_learning_rate": 0.05, "fold": 3,
+    "finetune_learning_rate": 0.05, "fold": 3, "probe_labels": "all",
 }  # fmt: skip
 NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share", "data_cache", "max_lost"}
 
@@ -46,7 +46,7 @@ def test_where_ones_own_files_lie_does_not_enter_the_identity() -> None:
 @pytest.mark.parametrize("field", sorted(IN_THE_IDENTITY))
 def test_every_field_changes_the_identity(field: str) -> None:
     # Fine-tuning runs both stages, and so is the loss that every field matters for.
-    base = TrialConfig(loss="finetune")
+    base = TrialConfig(loss="finetune", label_fraction=0.5)
     assert base.but(**{field: IN_THE_IDENTITY[field]}).identity() != base.identity()
 
 
@@ -57,6 +57,44 @@ def test_a_field_that_matters_for_one_loss_does_not_for_another() -> None:
         assert ours.but(**{name: value}).identity() != ours.identity()
     for name in ("finetune_epochs", "finetune_learning_rate"):
         assert ours.but(**{name: IN_THE_IDENTITY[name]}).identity() == ours.identity()
+
+
+def test_which_labels_the_probe_sees_matters_where_training_sees_fewer() -> None:
+    for loss in ("clar", "supervised", "finetune"):
+        every, some = TrialConfig(loss=loss), TrialConfig(loss=loss, label_fraction=0.1)
+        assert every.but(probe_labels="all").identity() == every.identity()
+        assert some.but(probe_labels="all").identity() != some.identity()
+        # One training serves both.
+        assert some.but(probe_labels="all").pretraining() == some
+        assert some.but(probe_labels="all").stage_epochs == 0
+    # Training without labels, probed with all of them, is the trial with all labels.
+    plain = TrialConfig(loss="self_supervised")
+    both = plain.but(label_fraction=0.1, probe_labels="all")
+    assert both.identity() == plain.identity()
+    assert both.pretraining() is None
+    assert both.stage_epochs == plain.epochs
+
+
+def test_statistics_are_one_trial_a_data_set() -> None:
+    base = TrialConfig(input="statistics", loss="self_supervised", epochs=0)
+    for fields in ({"seed": 3}, {"encoder_width": 8}, {"bins": 32}, {"augmentations": ()}, {"precision": "bf16"}):
+        assert base.but(**fields).identity() == base.identity()
+    assert base.but(label_fraction=0.1).identity() != base.identity()
+    assert base.but(label_fraction=0.1, seed=1).identity() != base.but(label_fraction=0.1).identity()
+    assert base.but(dataset="notes").identity() != base.identity()
+    with pytest.raises(UserError, match="input = statistics has no encoder to train with loss = clar, epochs = 1020"):
+        TrialConfig(input="statistics")
+
+
+def test_finetuning_tries_rates_that_follow_the_optimizers() -> None:
+    base = TrialConfig(loss="finetune", epochs=50, learning_rate=0.2)
+    assert base.rates == pytest.approx((0.2, 0.06, 0.02))
+    assert (base.epochs_a_rate, base.stage_epochs) == (5, 15)
+    assert base.but(finetune_epochs=5).identity() == base.identity() != base.but(finetune_epochs=6).identity()
+    one = base.but(finetune_learning_rate=0.01)
+    assert one.rates == (0.01,)
+    assert one.stage_epochs == 5
+    assert TrialConfig(loss="finetune", epochs=0).epochs_a_rate == 1
 
 
 def test_the_form_of_a_trial_that_identity_is_computed_on() -> None:

@@ -20,6 +20,19 @@ def test_raw_is_the_waveform() -> None:
     assert torch.equal(features.make("raw", RATE)(clips_BT), clips_BT[:, None])
 
 
+def test_statistics_are_mean_deviation_and_change_of_librosas_log_mel_bands() -> None:
+    clip = np.random.default_rng(1).normal(size=RATE).astype(np.float32) * np.linspace(0, 0.2, RATE, dtype=np.float32)
+    module = features.make("statistics", RATE)
+    power = librosa.feature.melspectrogram(
+        y=clip, sr=RATE, n_fft=module.spectrogram.fft_length, win_length=256, hop_length=128, center=True,
+        pad_mode="constant", n_mels=40, htk=True, norm=None, power=2.0,
+    )  # fmt: skip
+    mel_FT = 10 * np.log10(np.maximum(power, features.POWER_FLOOR)).astype(np.float64)
+    expected = np.concatenate([mel_FT.mean(1), mel_FT.std(1), np.abs(np.diff(mel_FT)).mean(1)])
+    np.testing.assert_allclose(module(torch.from_numpy(clip)[None])[0].double().numpy(), expected, atol=2e-3)
+    assert module(torch.zeros(2, RATE)).isfinite().all()
+
+
 @pytest.mark.parametrize("fields", [{}, {"front_end": "released"}, {"bins": 64, "hop_ms": 16}, {"window_ms": 32}])
 def test_shape_and_no_empty_or_doubled_bin(fields: dict) -> None:
     front_end = features.make("spectrogram", RATE, **fields)

@@ -112,6 +112,63 @@ def test_finetuning_is_supervised_training_but_for_where_it_starts(tone_store: C
     assert finished(tuned, tone_store).same_as(finished(plain, tone_store))
 
 
+def test_finetuning_keeps_what_was_best_on_valid_of_several_rates(tone_store: ClipStore, tmp_path: Path) -> None:
+    fields = {"loss": "finetune", "finetune_epochs": 2, "finetune_learning_rate": None, "learning_rate": 1e-3}
+    several = folder_of(tmp_path, tone_store, **fields)
+    result = finished(several, tone_store)
+    alone = {
+        rate: finished(folder_of(tmp_path, tone_store, **{**fields, "finetune_learning_rate": rate}), tone_store)
+        for rate in several.config.rates
+    }
+    assert len(alone) == 3
+    assert [record.epoch for record in result.epochs] == [1, 2, 3, 4, 5, 6]
+    # Each rate begins from the pre-trained encoder, as if it were the only one.
+    losses = [record.train_loss for record in result.epochs]
+    assert losses == [record.train_loss for one in alone.values() for record in one.epochs]
+    best = max(alone, key=lambda rate: (alone[rate].valid_top1, rate))
+    assert result.finetune_rate == best
+    for name in ("test_top1", "valid_top1", "head_test_top1", "knn_test_top1", "loss_left"):
+        assert getattr(result, name) == getattr(alone[best], name), name
+    # Stopped after any epoch, it goes on as if nothing had been.
+    for until in (1, 2, 3, 4, 5):
+        again = folder_of(tmp_path / str(until), tone_store, **fields)
+        assert run(again, tone_store, until=until) is None
+        assert finished(again, tone_store).same_as(result)
+
+
+def test_the_probe_of_all_labels_takes_the_encoder_of_the_trial_that_saw_some(
+    tone_store: ClipStore, tmp_path: Path
+) -> None:
+    for loss in ("clar", "finetune"):
+        every = folder_of(tmp_path, tone_store, loss=loss, label_fraction=0.1, probe_labels="all")
+        result = finished(every, tone_store)
+        some = every.pretraining()
+        assert some is not None
+        assert some.result() is not None
+        assert all(torch.equal(tensor, weights(some)[name]) for name, tensor in weights(every).items())
+        assert (result.epochs, result.head_test_top1, result.loss_left) == ((), None, None)
+        # The same encoder, and a probe of all training clips.
+        encoder = trainer.load_encoder(some.path / trainer.ENCODER).module
+        parts = []
+        for split in ("train", "valid", "test"):
+            indices = tone_store.split(split)
+            with torch.no_grad():
+                clips_BT = torch.from_numpy(tone_store.clips[indices]).float() / 32768
+                parts.append((encoder(clips_BT), torch.from_numpy(tone_store.labels[indices])))
+        expected = trainer.probe.linear(*parts, len(tone_store.classes))
+        assert result.test_top1 == expected.top1
+        assert result.valid_top1 == expected.valid_top1
+        assert result.labelled_clips == some.result().labelled_clips < len(parts[0][1])
+
+
+def test_a_result_says_how_much_of_chances_loss_is_left(tone_store: ClipStore, tmp_path: Path) -> None:
+    still = folder_of(tmp_path, tone_store, loss="supervised", learning_rate=1e-9)
+    learnt = folder_of(tmp_path, tone_store, loss="supervised", epochs=8)
+    assert finished(still, tone_store).loss_left > 0.9
+    assert finished(learnt, tone_store).loss_left < 0.5
+    assert finished(folder_of(tmp_path, tone_store), tone_store).loss_left is None
+
+
 def test_a_pretrained_encoder_that_is_missing_or_not_wanted_is_refused(tone_store: ClipStore, tmp_path: Path) -> None:
     config = TrialConfig(**{**SMALL, "loss": "finetune", "epochs": 1})
     pretraining = config.pretraining()
