@@ -95,6 +95,9 @@ def typical(config: TrialConfig) -> TrialConfig:
     if config.loss == "finetune":
         # Its pre-training is a trial of its own.
         fields["loss"] = "supervised"
+    if config.input == "statistics":
+        # Trains nothing: whatever an encoder is given suffices.
+        fields["input"] = "spectrogram"
     return TrialConfig(**fields).canonical()
 
 

@@ -163,6 +163,8 @@ class Space:
     studies: tuple[Study, ...]
     path: Path | None = None
     """The user's own file, None for a sweep that comes with the project."""
+    first_only: tuple[str, ...] = ()
+    """Names of the studies that run on the first of several data sets alone."""
 
 
 def available() -> dict[str, str]:
@@ -200,10 +202,14 @@ def load(name: str, within: tuple[Path, ...] = ()) -> Space:
             raise UserError(f"{path}: STUDIES has {part!r}, which is itself; name others")
         studies += load(part, within).studies
     names = [study.name for study in studies]
+    first_only = tuple(getattr(module, "FIRST_ONLY", ()))
+    for name in first_only:
+        if name not in names:
+            raise UserError(f"{path}: FIRST_ONLY has {name!r}, which is none of its studies{near(name, names)}")
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: STUDIES brings {name!r} twice; each study has a name of its own")
-    return Space(path.stem, summary, tuple(studies), own)
+    return Space(path.stem, summary, tuple(studies), own, first_only)
 
 
 def _file(name: str) -> Path:

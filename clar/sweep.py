@@ -132,6 +132,11 @@ def main(
         typer.Option(metavar="N", help="Take results of this older results version as done; repeatable.",
                      show_default=False),
     ] = None,
+    grid_everywhere: Annotated[
+        bool,
+        typer.Option("--grid-everywhere", help="Of `paper` on several data sets: the augmentations on all of them, not "
+                     "on the first alone."),
+    ] = False,
     baselines: Annotated[
         bool,
         typer.Option("--baselines/--no-baselines", help="Hold every table against chance, log-mel statistics, an "
@@ -164,6 +169,8 @@ def main(
         "dry_run": dry_run, "folds": folds,
     }  # fmt: skip
     check_ways(chosen, seeds, options)
+    if grid_everywhere and not chosen.first_only:
+        raise UserError(f"--grid-everywhere: {chosen.name} runs everything on all data sets anyway; leave it out")
     here = {"CPU": float(cores()), "GPU": float(gpus_here())}
     address = _address(address)
     with _cluster(address) if address else nullcontext(here) as resources:
@@ -171,14 +178,17 @@ def main(
         settings, names = setting or [], _names(dataset)
         fields = parse_settings(settings)
         bases = {
-            study.name: [configure(one, preset, settings, slots.gpus > 0, **study.settings) for one in names]
+            study.name: [
+                configure(one, preset, settings, slots.gpus > 0, **study.settings)
+                for one in (names[:1] if study.name in chosen.first_only and not grid_everywhere else names)
+            ]
             for study in chosen.studies
         }
         if folds:
             bases = {study: [_any_fold(base, fields) for base in group] for study, group in bases.items()}
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
         planned = [(base, study.plan(base, 1, fields)) for study in chosen.studies for base in bases[study.name]]
-        first = bases[chosen.studies[0].name]
+        first = max(bases.values(), key=len)
         share = 0.5 if keep is None else keep
         stops = {base.dataset: Halving.of(base, _rungs(rungs), share) for base in first if halving}
         goals = tuple(part.strip() for part in (objectives or "valid_top1").split(","))

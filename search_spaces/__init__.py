@@ -12,6 +12,7 @@ and, where it wants them,
     table(trial)         which table the trial stands in; without it, one table a data set
     METRICS              what the tables show, `("test_top1",)`; one table each
     WITHIN               what is compared, "table" (all cells), "column", "row" or "nothing"
+    references(base)     more trials that stand below the tables, beside the baselines: a dict of name and trial
     curve(trial)         the line to which its probe accuracy by epoch belongs, or None; one line each in the curves
 
 A search has, in place of trials, cell, ROWS and COLUMNS,
@@ -20,5 +21,6 @@ A search has, in place of trials, cell, ROWS and COLUMNS,
     TRIALS, GENERATION   how many, and how many of them are chosen at a time
     AROUND               fields that are varied around the base's value, so that `--set` moves the range
 
-A union of studies has `STUDIES`, their names. Trials that several of them ask for are trained once.
+A union of studies has `STUDIES`, their names, and in `FIRST_ONLY` those that run on the first of several data sets
+alone unless `--grid-everywhere` says otherwise. Trials that several of them ask for are trained once.
 """

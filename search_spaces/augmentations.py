@@ -20,3 +20,12 @@ def trials(base: TrialConfig) -> Iterator[TrialConfig]:
 def cell(trial: TrialConfig) -> tuple[str, str]:
     """Row and column of a trial in the table."""
     return trial.augmentations[0], trial.augmentations[-1]
+
+
+def references(base: TrialConfig) -> dict[str, TrialConfig]:
+    """What the pairs are to be held against, beside the baselines."""
+    return {
+        "no augmentation": base.but(augmentations=()),
+        "all seven": base.but(augmentations=AUGMENTATIONS),
+        "fade, the other view time_mask": base.but(augmentations=("fade",), second_view=("time_mask",)),
+    }

@@ -1,25 +1,26 @@
-"""Raw waveform against spectrogram as the encoder's input, self-supervised, over the data sets given."""
+"""Raw waveform against spectrogram as the encoder's input, for every loss, over the data sets given."""
 
 from collections.abc import Iterator
 
 from clar.config import TrialConfig
 
-SETTINGS = {"loss": "self_supervised"}
+INPUTS, LOSSES = ("raw", "spectrogram"), ("supervised", "self_supervised", "clar")
 
-ROWS, COLUMNS = ("input", ("raw", "spectrogram")), ("data set", None)
+ROWS, COLUMNS = ("input, loss", tuple(f"{name}, {loss}" for loss in LOSSES for name in INPUTS)), ("data set", None)
 METRICS = ("test_top1", "test_top5")
 WITHIN = "column"
 
 
 def trials(base: TrialConfig) -> Iterator[TrialConfig]:
-    """The base with either input."""
-    for name in ROWS[1]:
-        yield base.but(input=name)
+    """The base with either input under each loss."""
+    for loss in LOSSES:
+        for name in INPUTS:
+            yield base.but(input=name, loss=loss)
 
 
 def cell(trial: TrialConfig) -> tuple[str, str]:
     """Row and column of a trial in the table."""
-    return trial.input, trial.dataset
+    return f"{trial.input}, {trial.loss}", trial.dataset
 
 
 def table(trial: TrialConfig) -> str:

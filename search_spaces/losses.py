@@ -15,10 +15,14 @@ WITHIN = "column"
 
 
 def trials(base: TrialConfig) -> Iterator[TrialConfig]:
-    """The base with every loss and label fraction; all of `self_supervised` and `finetune` share one pre-training."""
-    for loss in LOSSES:
-        for fraction in FRACTIONS:
-            yield base.but(loss=loss, label_fraction=fraction)
+    """The base with every loss and label fraction, its probe fitted on the labels seen, and once more on all.
+
+    All of `self_supervised` and `finetune` share one pre-training, and the two probes one encoder.
+    """
+    for probe_labels in ("seen", "all"):
+        for loss in LOSSES:
+            for fraction in FRACTIONS:
+                yield base.but(loss=loss, label_fraction=fraction, probe_labels=probe_labels)
 
 
 def cell(trial: TrialConfig) -> tuple[str, str]:
@@ -26,6 +30,12 @@ def cell(trial: TrialConfig) -> tuple[str, str]:
     return trial.loss, f"{100 * trial.label_fraction:g} %"
 
 
+def table(trial: TrialConfig) -> str:
+    """One table for each protocol of the probe."""
+    return trial.dataset if trial.probe_labels == "seen" else f"{trial.dataset}, all labels"
+
+
 def curve(trial: TrialConfig) -> str | None:
     """Convergence: the probe's accuracy by epoch, where all labels may be seen."""
-    return trial.loss if trial.label_fraction == 1 and trial.loss != "finetune" else None
+    whole = trial.label_fraction == 1 and trial.probe_labels == "seen"
+    return trial.loss if whole and trial.loss != "finetune" else None
