@@ -25,6 +25,9 @@ from clar.errors import UserError, near
 AUGMENTATIONS = ("pitch_shift", "fade", "white_noise", "mixed_noise", "time_mask", "time_shift", "time_stretch")
 """Short names of the paper's seven augmentations, in the paper's order: the axes of its 7 x 7 table."""
 
+CHANNELS = ("magnitude", "phase", "mel")
+"""The pictures that a spectrogram is made of, in this order."""
+
 STRONGEST = 2.0
 """Largest `augmentation_strength`: fades over the whole clip from each side, shifts by 30 semitones."""
 
@@ -94,6 +97,10 @@ class TrialConfig(BaseModel):
     )
     hop_ms: float | None = Field(None, gt=0, le=1000, description="STFT stride; none: the front end's (8)")
     bins: int = Field(128, ge=8, le=1024, description="height F of the 3 x F x T input")
+    channels: tuple[str, ...] = Field(
+        CHANNELS, description="of the spectrogram: magnitude, phase, mel, or some of them"
+    )
+    encoder: Variant = Field("paper", description="of raw input: paper: max pool of 3 in the stem; released: of 9")
     encoder_width: int = Field(64, ge=1, description="channels of the first stage; the representation has 8 x as many")
     encoder_blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (2, 2, 2, 2), description="residual blocks in each of the four stages; 2,2,2,2 is ResNet-18"
@@ -135,6 +142,16 @@ class TrialConfig(BaseModel):
     @field_serializer("augmentation_probability", "augmentation_strength", when_used="json")
     def _plain_number(self, numbers: tuple[float, ...]) -> float | tuple[float, ...]:
         return numbers[0] if len(numbers) == 1 else numbers
+
+    @field_validator("channels")
+    @classmethod
+    def _known_channels(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in CHANNELS:
+                raise ValueError(f"no channel {name!r}{near(name, CHANNELS)}")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"needs one or more of {','.join(CHANNELS)}, each once")
+        return tuple(name for name in CHANNELS if name in names)
 
     @field_validator("encoder_blocks")
     @classmethod
@@ -210,7 +227,9 @@ class TrialConfig(BaseModel):
         idle: set[str] = set()
         finetune = self.loss == "finetune"
         if self.input == "raw":
-            idle |= {"front_end", "window_ms", "hop_ms", "bins"}
+            idle |= {"front_end", "window_ms", "hop_ms", "bins", "channels"}
+        else:
+            idle.add("encoder")
         if self.loss == "supervised":
             idle |= {"temperature", "projection_dim"}
         if not finetune:

@@ -10,31 +10,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clar.config import Input
+from clar.config import Input, Variant
 
 
-def make(input: Input, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2)) -> "ResNet":
+def make(
+    input: Input,
+    width: int = 64,
+    blocks: Sequence[int] = (2, 2, 2, 2),
+    in_channels: int = 3,
+    variant: Variant = "paper",
+) -> "ResNet":
     """The encoder for one kind of input: features -> representation (B, 8 * width).
 
     Args:
-        input: `raw` takes (B, 1, T), `spectrogram` takes (B, 3, F, T').
+        input: `raw` takes (B, 1, T), `spectrogram` takes (B, in_channels, F, T').
         width: channels of the first stage; each of the four stages doubles it.
         blocks: residual blocks in each stage; (2, 2, 2, 2) at width 64 is ResNet-18 with 512 dimensions.
+        in_channels: pictures of a spectrogram.
+        variant: `released` pools the maximum of 9 samples in the 1-D stem, a window's length apart as is usual where
+            no stride is given. `paper`, and 2-D either way, is ResNet's own: of 3, 2 apart.
     """
     if input == "raw":
-        return ResNet(dimensions=1, in_channels=1, kernel_size=9, width=width, blocks=blocks)
-    return ResNet(dimensions=2, in_channels=3, kernel_size=3, width=width, blocks=blocks)
+        pool = 9 if variant == "released" else 3
+        return ResNet(dimensions=1, in_channels=1, kernel_size=9, width=width, blocks=blocks, pool_size=pool)
+    return ResNet(dimensions=2, in_channels=in_channels, kernel_size=3, width=width, blocks=blocks)
 
 
 class ResNet(nn.Module):
-    """Stem (stride 4 in all), four residual stages (stride 8 more), global average pooling.
+    """Stem (stride 4 in all, 18 with a max pool of 9), four residual stages (stride 8 more), global average pooling.
 
     The input is taken as it comes. Bringing dB and radians to one scale looks right and is not: the phase of noise then
     weighs as much as its power, and small encoders stop learning (EXPERIMENTS.md).
     """
 
     def __init__(
-        self, dimensions: int, in_channels: int, kernel_size: int, width: int, blocks: Sequence[int] = (2, 2, 2, 2)
+        self,
+        dimensions: int,
+        in_channels: int,
+        kernel_size: int,
+        width: int,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        pool_size: int = 3,
     ) -> None:
         super().__init__()
         conv = nn.Conv1d if dimensions == 1 else nn.Conv2d
@@ -45,7 +61,7 @@ class ResNet(nn.Module):
             conv(in_channels, width, 7, stride=2, padding=3, bias=False),
             norm(width),
             nn.ReLU(inplace=True),
-            pool(3, stride=2, padding=1),
+            pool(pool_size, stride=2 if pool_size == 3 else pool_size, padding=pool_size // 2),
         )
         stages: list[nn.Module] = []
         channels = width

@@ -63,7 +63,7 @@ class Model(nn.Module):
     def __init__(self, config: TrialConfig, sample_rate: int, classes: int) -> None:
         super().__init__()
         self.features = front_end(config, sample_rate)
-        self.encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
+        self.encoder = encoder(config)
         self.head = heads.Head(
             "supervised" if config.loss == "finetune" else config.loss,
             self.encoder.out_features,
@@ -87,7 +87,14 @@ def front_end(config: TrialConfig, sample_rate: int) -> nn.Module:
         window_ms=config.window_ms,
         hop_ms=config.hop_ms,
         bins=config.bins,
+        channels=config.channels,
     )
+
+
+def encoder(config: TrialConfig) -> encoders.ResNet:
+    """The encoder of one trial's configuration, with new weights."""
+    width, blocks = config.encoder_width, config.encoder_blocks
+    return encoders.make(config.input, width, blocks, in_channels=len(config.channels), variant=config.encoder)
 
 
 def joint_loss(outputs: heads.Outputs, labels_B: Tensor, config: TrialConfig) -> Tensor:
@@ -572,12 +579,12 @@ def load_encoder(path: Path | str, device: torch.device | str = "cpu") -> Loaded
     """
     path = files.place(path)
     about, config, tensors = _read_encoder(path)
-    encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
+    untrained = encoder(config)
     try:
-        encoder.load_state_dict(tensors)
+        untrained.load_state_dict(tensors)
     except RuntimeError as error:
         raise _no_encoder(path, error) from error
-    module = nn.Sequential(front_end(config, about["sample_rate"]), encoder).to(device).eval()
+    module = nn.Sequential(front_end(config, about["sample_rate"]), untrained).to(device).eval()
     return LoadedEncoder(module, config, about["sample_rate"], about["clip_samples"])
 
 

@@ -25,8 +25,10 @@ IN_THE_IDENTITY = {
     "temperature": 0.1, "precision": "bf16", "front_end": "released", "window_ms": 32, "hop_ms": 4, "bins": 64,
     "encoder_width": 8, "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64,
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
-    "finetune_learning_rate": 0.05, "fold": 3,
+    "finetune_learning_rate": 0.05, "fold": 3, "channels": ("mel",), "encoder": "released",
 }  # fmt: skip
+MATTERS_FOR = {"encoder": {"input": "raw"}}
+"""By field, the trials that it matters for, where the default is none of them."""
 NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share", "data_cache", "max_lost"}
 
 
@@ -46,7 +48,7 @@ def test_where_ones_own_files_lie_does_not_enter_the_identity() -> None:
 @pytest.mark.parametrize("field", sorted(IN_THE_IDENTITY))
 def test_every_field_changes_the_identity(field: str) -> None:
     # Fine-tuning runs both stages, and so is the loss that every field matters for.
-    base = TrialConfig(loss="finetune")
+    base = TrialConfig(loss="finetune", **MATTERS_FOR.get(field, {}))
     assert base.but(**{field: IN_THE_IDENTITY[field]}).identity() != base.identity()
 
 
@@ -69,8 +71,17 @@ def test_the_form_of_a_trial_that_identity_is_computed_on() -> None:
     assert TrialConfig(front_end="released", window_ms=128).canonical() == TrialConfig(front_end="released")
     assert TrialConfig(front_end="released", window_ms=16).canonical().window_ms == 16
     assert TrialConfig(augmentation_strength=0, fade_shapes="released").canonical() == TrialConfig(augmentations=())
-    raw = TrialConfig(input="raw", front_end="released", window_ms=128, hop_ms=4, bins=64)
+    raw = TrialConfig(input="raw", front_end="released", window_ms=128, hop_ms=4, bins=64, channels=("mel",))
     assert raw.canonical() == TrialConfig(input="raw")
+    assert TrialConfig(encoder="released").canonical() == TrialConfig()
+    assert TrialConfig(input="raw", encoder="released").canonical().encoder == "released"
+
+
+def test_channels_come_in_one_order() -> None:
+    mixed = TrialConfig(**parse_settings(["channels=mel, magnitude"]))
+    assert mixed.channels == ("magnitude", "mel")
+    assert mixed == TrialConfig(channels=("magnitude", "mel"))
+    assert TrialConfig(channels=("phase", "mel", "magnitude")) == TrialConfig()
 
 
 def test_identities_of_version_1_are_found() -> None:
@@ -145,6 +156,9 @@ def test_config_survives_json() -> None:
         ({"epochs": -1}, "epochs = -1: must be greater than or equal to 0"),
         ({"learning_rate": "nan"}, "learning_rate = nan: must be a finite number"),
         ({"augmentations": ("fad",)}, "no augmentation 'fad'; did you mean fade"),
+        ({"channels": ("mell",)}, "no channel 'mell'; did you mean mel"),
+        ({"channels": ("mel", "mel")}, "channels = mel,mel: needs one or more of magnitude,phase,mel, each once"),
+        ({"channels": ()}, "needs one or more of magnitude,phase,mel, each once"),
         ({"encoder_blocks": (1, 1)}, "encoder_blocks = 1,1: needs four numbers"),
         ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs = 3 leaves none of epochs = 3"),
         ({"label_fraction": 0}, "label_fraction = 0: must be greater than 0"),

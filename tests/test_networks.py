@@ -40,6 +40,27 @@ def test_width_64_is_resnet_18(kind: str, parameters: int | None) -> None:
         assert sum(p.numel() for p in encoder.parameters()) == parameters
 
 
+@pytest.mark.parametrize("samples", [1, 20, 4000])
+def test_released_waveform_encoder_pools_the_maximum_of_nine(samples: int) -> None:
+    torch.manual_seed(0)
+    paper, released = (encoders.make("raw", 4, (1, 1, 1, 1), variant=variant) for variant in ("paper", "released"))
+    released.load_state_dict(paper.state_dict())  # the same weights, pooled otherwise
+    clips = torch.randn(3, 1, samples)
+    for encoder, size, step in ((paper, 3, 2), (released, 9, 9)):
+        before = encoder.stem[:3](clips)
+        padded = torch.nn.functional.pad(before, (size // 2, size // 2), value=-torch.inf)
+        assert torch.equal(encoder.stem(clips), padded.unfold(2, size, step).amax(3))
+        assert encoder(clips).isfinite().all()
+    spectrogram = encoders.make("spectrogram", 4, (1, 1, 1, 1), variant="released")
+    assert spectrogram.stem[-1].kernel_size == 3
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_spectrogram_encoder_takes_fewer_pictures(channels: int) -> None:
+    encoder = encoders.make("spectrogram", 4, (1, 1, 1, 1), in_channels=channels)
+    assert encoder(torch.randn(2, channels, 16, 33)).shape == (2, 32)
+
+
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_heads_give_what_their_loss_needs(variant: str) -> None:
     representation = torch.randn(6, 32)

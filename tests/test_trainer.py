@@ -153,8 +153,9 @@ def test_a_loss_that_is_not_finite_stops_the_trial_with_the_evidence(tone_store:
 # Changes that `canonical` says are none: what the trial is, and what is changed.
 WITHOUT_INFLUENCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "raw has no front end": (
-        {"input": "raw"}, {"front_end": "released", "window_ms": 30, "hop_ms": 4, "bins": 32},
+        {"input": "raw"}, {"front_end": "released", "window_ms": 30, "hop_ms": 4, "bins": 32, "channels": ("mel",)},
     ),
+    "a spectrogram has no 1-D encoder": ({}, {"encoder": "released"}),
     "supervised has no projection": ({"loss": "supervised"}, {"temperature": 0.1, "projection_dim": 8}),
     "no second stage": ({}, {"finetune_epochs": 7, "finetune_learning_rate": 1.0}),
     "own window": ({}, {"window_ms": 16}),
