@@ -43,11 +43,17 @@ Precision = Literal["float32", "bf16"]
 Variant = Literal["paper", "released"]
 """`paper`: as published. `released`: as the authors' public code does it, where that differs."""
 
+Stretch = Literal["cropped", "resampled"]
+"""How a stretched clip comes to its old length: cropped or padded, or resampled, which moves its pitch instead."""
+
 WINDOW_MS = {"paper": 16.0, "released": 128.0}
 """Each front end's own STFT window, where `window_ms` says none."""
 
 HOP_MS = 8.0
 """Both front ends' own STFT stride."""
+
+_OPTIONS = {"fade": "fade_shapes", "time_stretch": "stretch", "time_mask": "mask", "mixed_noise": "coloured_noise"}
+"""The field that chooses between variants of an augmentation."""
 
 _FINETUNE = ("finetune_epochs", "finetune_learning_rate")
 
@@ -72,6 +78,9 @@ class TrialConfig(BaseModel):
         (1.0,), description="of the paper's range: one number for all augmentations, or one for each; 0 is none of it"
     )
     fade_shapes: Variant = Field("paper", description="paper: three shapes of fade; released: five")
+    stretch: Stretch = Field("cropped", description="how time_stretch keeps the length; resampled moves the pitch")
+    mask: Variant = Field("paper", description="paper: up to an eighth; released: an eighth, for half of the masked")
+    coloured_noise: Variant = Field("paper", description="released: pink and brown noise clip the audio to [0, 1]")
     label_fraction: float = Field(1.0, gt=0, le=1, description="share of the training labels that may be seen")
     fold: int | None = Field(
         None,
@@ -246,8 +255,9 @@ class TrialConfig(BaseModel):
         acting = [name for name, *_ in self._acting_augmentations()]
         if not acting or "augmentations" in idle:
             idle |= {"augmentation_probability", "augmentation_strength"}
-        if "fade" not in acting or "augmentations" in idle:
-            idle.add("fade_shapes")
+        for name, option in _OPTIONS.items():
+            if name not in acting or "augmentations" in idle:
+                idle.add(option)
         return frozenset(idle)
 
     def _acting_augmentations(self) -> list[tuple[str, float, float]]:

@@ -97,6 +97,20 @@ def encoder(config: TrialConfig) -> encoders.ResNet:
     return encoders.make(config.input, width, blocks, in_channels=len(config.channels), variant=config.encoder)
 
 
+def composition(config: TrialConfig, names: Sequence[str], sample_rate: int) -> augment.Compose:
+    """Augmentations of these names, as one trial's configuration has them."""
+    return augment.compose(
+        names,
+        sample_rate,
+        config.augmentation_probability,
+        config.augmentation_strength,
+        fade_shapes=config.fade_shapes,
+        stretch=config.stretch,
+        mask=config.mask,
+        coloured_noise=config.coloured_noise,
+    )
+
+
 def joint_loss(outputs: heads.Outputs, labels_B: Tensor, config: TrialConfig) -> Tensor:
     """The trial's loss over the 2B views of B clips, first views first: contrastive, supervised, or their sum."""
     total = torch.zeros((), device=labels_B.device)
@@ -246,13 +260,7 @@ class Run:
         if config.input == "spectrogram":
             self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optim.make(config.optimizer, self.model, self.learning_rate, config.weight_decay)
-        self.augment = augment.compose(
-            config.augmentations,
-            store.sample_rate,
-            config.augmentation_probability,
-            config.fade_shapes,
-            config.augmentation_strength,
-        )
+        self.augment = composition(config, config.augmentations, store.sample_rate)
         self.clips = Clips(store, self.device, self.gpu_share)
         self.shuffled: tuple[int, Tensor] | None = None
 

@@ -26,8 +26,12 @@ IN_THE_IDENTITY = {
     "encoder_width": 8, "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64,
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
     "finetune_learning_rate": 0.05, "fold": 3, "channels": ("mel",), "encoder": "released",
+    "stretch": "resampled", "mask": "released", "coloured_noise": "released",
 }  # fmt: skip
-MATTERS_FOR = {"encoder": {"input": "raw"}}
+MATTERS_FOR = {
+    "encoder": {"input": "raw"}, "stretch": {"augmentations": ("time_stretch",)},
+    "coloured_noise": {"augmentations": ("mixed_noise",)},
+}  # fmt: skip
 """By field, the trials that it matters for, where the default is none of them."""
 NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share", "data_cache", "max_lost"}
 
@@ -82,6 +86,23 @@ def test_channels_come_in_one_order() -> None:
     assert mixed.channels == ("magnitude", "mel")
     assert mixed == TrialConfig(channels=("magnitude", "mel"))
     assert TrialConfig(channels=("phase", "mel", "magnitude")) == TrialConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("fade", "fade_shapes"), ("time_stretch", "stretch"), ("time_mask", "mask"), ("mixed_noise", "coloured_noise")],
+)
+def test_a_variant_counts_where_its_augmentation_acts(name: str, option: str) -> None:
+    variant = {option: IN_THE_IDENTITY[option]}
+    for fields in ({"augmentations": (name,)}, {"augmentations": ("pitch_shift", name, "time_shift")}):
+        assert TrialConfig(**fields, **variant).identity() != TrialConfig(**fields).identity()
+    for fields in (
+        {"augmentations": ("pitch_shift",)},
+        {"augmentations": (name,), "augmentation_strength": 0},
+        {"augmentations": (name, "time_shift"), "augmentation_probability": (0, 1)},
+        {"augmentations": (name,), "epochs": 0},
+    ):
+        assert TrialConfig(**fields, **variant).identity() == TrialConfig(**fields).identity()
 
 
 def test_identities_of_version_1_are_found() -> None:
