@@ -71,6 +71,9 @@ class TrialConfig(BaseModel):
     input: Input = "spectrogram"
     loss: Loss = "clar"
     augmentations: tuple[str, ...] = Field(("fade", "time_mask"), description="short names, applied in this order")
+    second_view: tuple[str, ...] | None = Field(
+        None, description="augmentations of the second view; none: those of the first, `augmentations`"
+    )
     augmentation_probability: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.5,), description="for each clip and view: one number for all augmentations, or one for each in order"
     )
@@ -127,10 +130,18 @@ class TrialConfig(BaseModel):
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
 
-    @field_validator("augmentations")
+    @field_validator("second_view", mode="before")
     @classmethod
-    def _known_augmentations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
+    def _names_in_a_text(cls, names: Any) -> Any:
+        """Split what a command line (`fade,time_mask`) or a run's parameters (`fade > time_mask`) say."""
+        if isinstance(names, str):
+            return tuple(name.strip() for name in names.replace(">", ",").split(",") if name.strip())
+        return names
+
+    @field_validator("augmentations", "second_view")
+    @classmethod
+    def _known_augmentations(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
             if name not in AUGMENTATIONS:
                 raise ValueError(f"no augmentation {name!r}{near(name, AUGMENTATIONS)}")
         return names
@@ -173,6 +184,15 @@ class TrialConfig(BaseModel):
     def _warmup_fits(self) -> Self:
         if self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs = {self.warmup_epochs} leaves none of epochs = {self.epochs}; lower it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_number_for_two_views(self) -> Self:
+        for name in ("augmentation_probability", "augmentation_strength"):
+            if self.second_view is not None and len(getattr(self, name)) > 1:
+                raise ValueError(
+                    f"second_view needs {name} of one number, for both views; got {len(getattr(self, name))}"
+                )
         return self
 
     def but(self, **changes: Any) -> "TrialConfig":
@@ -222,6 +242,8 @@ class TrialConfig(BaseModel):
             changes |= {"augmentation_probability": probabilities, "augmentation_strength": strengths}
         elif not acting and "augmentations" not in changes:
             changes["augmentations"] = ()
+        if self.second_view == self.augmentations:
+            changes["second_view"] = None
         if "window_ms" not in changes and self.window_ms == WINDOW_MS[self.front_end]:
             changes["window_ms"] = None
         if "hop_ms" not in changes and self.hop_ms == HOP_MS:
@@ -247,12 +269,16 @@ class TrialConfig(BaseModel):
             # The untrained encoder: nothing steps, unless it is fine-tuned.
             idle |= {"learning_rate", "warmup_epochs", "temperature"}
             if not finetune:
-                idle |= {"batch_size", "optimizer", "weight_decay", "probe_every", "augmentations"}
+                idle |= {"batch_size", "optimizer", "weight_decay", "probe_every", "augmentations", "second_view"}
             if self.loss == "self_supervised":
                 idle |= {"head", "projection_hidden", "projection_dim"}
             if finetune:
                 idle.add("projection_dim")
-        acting = [name for name, *_ in self._acting_augmentations()]
+        acting = {name for name, *_ in self._acting_augmentations()}
+        if all((*self.augmentation_probability, *self.augmentation_strength)):
+            acting |= set(self.second_view or ())
+        if not acting:
+            idle.add("second_view")
         if not acting or "augmentations" in idle:
             idle |= {"augmentation_probability", "augmentation_strength"}
         for name, option in _OPTIONS.items():
@@ -292,6 +318,9 @@ class TrialConfig(BaseModel):
         """The trial in a few words: `fade > time_mask, seed 0`; with a base, also what else differs from it."""
         shown = [" > ".join(self.augmentations) or "no augmentation"]
         idle = {"augmentations", "seed", *self.idle_fields()}
+        if "second_view" not in idle and self.second_view not in (None, self.augmentations):
+            shown.append(f"second view {' > '.join(self.second_view or ()) or 'no augmentation'}")
+        idle.add("second_view")
         for name, value in self.model_dump().items() if base else ():
             if name not in idle and value != getattr(base, name):
                 shown.append(f"{name} {','.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}")

@@ -261,6 +261,9 @@ class Run:
             self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = optim.make(config.optimizer, self.model, self.learning_rate, config.weight_decay)
         self.augment = composition(config, config.augmentations, store.sample_rate)
+        self.augment_second: augment.Compose | None = None
+        if config.second_view not in (None, config.augmentations):
+            self.augment_second = composition(config, config.second_view or (), store.sample_rate)
         self.clips = Clips(store, self.device, self.gpu_share)
         self.shuffled: tuple[int, Tensor] | None = None
 
@@ -278,7 +281,7 @@ class Run:
         more = position + 1 < self.steps_per_epoch
         following = self.train_indices[self.batch(self.step + 1).numpy()] if more else None
         clips_BT = self.clips(self.train_indices[batch.numpy()], following)
-        views_BT = self.augment(clips_BT.repeat(2, 1), generator(config.seed, "augment", self.step, device=self.device))
+        views_BT = self.views(clips_BT)
         rate = optim.learning_rate_at(self.step, self.learning_rate, self.warmup_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -299,6 +302,13 @@ class Run:
         self.epoch_loss += value
         self.recent.append(value)
         self.epoch_seconds += time.monotonic() - began
+
+    def views(self, clips_BT: Tensor) -> Tensor:
+        """Two views of each clip (2B, T), first views first."""
+        draws = generator(self.config.seed, "augment", self.step, device=self.device)
+        if self.augment_second is None:
+            return self.augment(clips_BT.repeat(2, 1), draws)
+        return torch.cat([self.augment(clips_BT, draws), self.augment_second(clips_BT, draws)])
 
     def batch(self, step: int) -> Tensor:
         """The clips (B,) of a step, as positions in the training split."""

@@ -26,7 +26,7 @@ IN_THE_IDENTITY = {
     "encoder_width": 8, "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64,
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
     "finetune_learning_rate": 0.05, "fold": 3, "channels": ("mel",), "encoder": "released",
-    "stretch": "resampled", "mask": "released", "coloured_noise": "released",
+    "stretch": "resampled", "mask": "released", "coloured_noise": "released", "second_view": (),
 }  # fmt: skip
 MATTERS_FOR = {
     "encoder": {"input": "raw"}, "stretch": {"augmentations": ("time_stretch",)},
@@ -105,6 +105,33 @@ def test_a_variant_counts_where_its_augmentation_acts(name: str, option: str) ->
         assert TrialConfig(**fields, **variant).identity() == TrialConfig(**fields).identity()
 
 
+def test_a_second_view_that_differs() -> None:
+    config = TrialConfig(augmentations=("fade",), second_view=("time_shift", "time_mask"))
+    assert config.title() == "fade, second view time_shift > time_mask, seed 0"
+    assert config.but(second_view=()).title(config) == "fade, second view no augmentation, seed 0"
+    assert config.but(second_view=None).title() == config.but(second_view=("fade",)).title() == "fade, seed 0"
+    assert config.canonical() == config
+    assert TrialConfig(**json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    for text, names in (("fade, time_shift", ("fade", "time_shift")), ("", ()), ("none", None)):
+        assert TrialConfig(**parse_settings([f"second_view={text}"])).second_view == names
+    assert TrialConfig(second_view="fade > time_shift").second_view == ("fade", "time_shift")  # as MLflow shows it
+
+
+def test_a_second_view_counts_where_it_differs_and_something_acts() -> None:
+    config = TrialConfig(augmentations=("fade",), second_view=("fade",))
+    assert config.canonical() == TrialConfig(augmentations=("fade",))
+    for nothing in ({"augmentation_probability": 0}, {"augmentation_strength": 0}):
+        silent = config.but(second_view=("time_mask",), mask="released", **nothing)
+        assert silent.canonical() == TrialConfig(augmentations=())
+    assert config.but(epochs=0, second_view=()).identity() == config.but(epochs=0).identity()
+    # An augmentation of the second view alone acts too, and so do its options.
+    second = TrialConfig(augmentations=(), second_view=("time_mask",))
+    for change in ({"augmentation_probability": 0.2}, {"augmentation_strength": 2}, {"mask": "released"}):
+        assert second.but(**change).identity() != second.identity()
+    assert second.but(fade_shapes="released").identity() == second.identity()
+    assert TrialConfig(augmentations=(), second_view=()).canonical() == TrialConfig(augmentations=())
+
+
 def test_identities_of_version_1_are_found() -> None:
     # As the code of that version computed them.
     demo = TrialConfig(**{**preset("demo"), "loss": "self_supervised", "seed": 3})
@@ -177,6 +204,11 @@ def test_config_survives_json() -> None:
         ({"epochs": -1}, "epochs = -1: must be greater than or equal to 0"),
         ({"learning_rate": "nan"}, "learning_rate = nan: must be a finite number"),
         ({"augmentations": ("fad",)}, "no augmentation 'fad'; did you mean fade"),
+        ({"second_view": ("fad",)}, "second_view = fad: no augmentation 'fad'; did you mean fade"),
+        (
+            {"second_view": (), "augmentation_strength": (1, 2)},
+            "second_view needs augmentation_strength of one number, for both views; got 2",
+        ),
         ({"channels": ("mell",)}, "no channel 'mell'; did you mean mel"),
         ({"channels": ("mel", "mel")}, "channels = mel,mel: needs one or more of magnitude,phase,mel, each once"),
         ({"channels": ()}, "needs one or more of magnitude,phase,mel, each once"),

@@ -28,7 +28,7 @@ CHEAP: dict[str, Any] = {
     "fade_shapes": "released", "label_fraction": 0.1, "seed": 5, "epochs": 3, "learning_rate": 0.1,
     "weight_decay": 0.1, "warmup_epochs": 1, "temperature": 0.1, "probe_every": 2, "finetune_epochs": 3,
     "finetune_learning_rate": 0.01, "fold": 2,
-    "stretch": "resampled", "mask": "released", "coloured_noise": "released",
+    "stretch": "resampled", "mask": "released", "coloured_noise": "released", "second_view": (),
 }  # fmt: skip
 COSTLY: dict[str, Any] = {
     "dataset": "digits", "input": "raw", "loss": "supervised", "batch_size": 32, "optimizer": "adamw",

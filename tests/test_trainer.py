@@ -140,6 +140,21 @@ def test_joint_loss_is_the_sum_of_its_parts_over_both_views() -> None:
     )
 
 
+def test_each_view_has_its_own_augmentations(tone_store: ClipStore) -> None:
+    clips = torch.rand(3, 4000) + 0.1
+    for first, second in ((("time_shift",), ()), ((), ("time_shift",)), (("time_shift",), ("fade", "time_shift"))):
+        fields = {"augmentations": first, "second_view": second, "augmentation_probability": 1}
+        run = trainer.Run(TrialConfig(**{**SMALL, **fields}), tone_store, torch.device("cpu"), None)
+        views = run.views(clips).split(3)
+        for view, names in zip(views, (first, second), strict=True):
+            assert torch.equal(view, clips) == (not names)
+            total = view.sum(1) - clips.sum(1)  # a shift leaves the sum, a fade does not
+            assert (total.abs() < 0.1).all() == ("fade" not in names)
+    same = trainer.Run(TrialConfig(**SMALL), tone_store, torch.device("cpu"), None)
+    expected = same.augment(clips.repeat(2, 1), generator(0, "augment", 0))
+    assert torch.equal(same.views(clips), expected)
+
+
 def test_a_loss_that_is_not_finite_stops_the_trial_with_the_evidence(tone_store: ClipStore) -> None:
     config = TrialConfig(**{**SMALL, "loss": "supervised", "learning_rate": 1e30})
     with pytest.raises(trainer.NonFiniteLoss) as caught:
@@ -169,6 +184,10 @@ WITHOUT_INFLUENCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"augmentations": ("time_shift",)},
         {"augmentations": ("fade", "time_shift", "white_noise"), "augmentation_probability": (0, 0.5, 0.5),
          "augmentation_strength": (2, 1, 0), "fade_shapes": "released"},
+    ),
+    "a second view as the first": ({"augmentations": ("fade",)}, {"second_view": ("fade",)}),
+    "two views that nothing changes": (
+        {"augmentations": ()}, {"augmentations": ("fade",), "second_view": ("time_shift",), "augmentation_strength": 0},
     ),
     "probes after the last epoch": ({"probe_every": 2}, {"probe_every": 9}),
     "an untrained encoder": (
