@@ -99,6 +99,9 @@ class TrialConfig(BaseModel):
     weight_decay: float = Field(1e-6, ge=0, description="not on biases nor on batch norm")
     warmup_epochs: int = Field(10, ge=0, description="linear warm-up, then cosine decay to 0")
     temperature: float = Field(0.5, gt=0, description="of NT-Xent")
+    cross_entropy_weight: float = Field(
+        1.0, ge=0, description="beside NT-Xent, for loss=clar; the released code's is 2"
+    )
     precision: Precision = "float32"
     finetune_epochs: int = Field(100, ge=1, description="supervised epochs after the pre-training, for loss=finetune")
     finetune_learning_rate: float = Field(0.1, gt=0, description="of those epochs: cosine decay to 0, no warm-up")
@@ -263,11 +266,13 @@ class TrialConfig(BaseModel):
             idle.add("encoder")
         if self.loss == "supervised":
             idle |= {"temperature", "projection_dim"}
+        if self.loss != "clar":
+            idle.add("cross_entropy_weight")
         if not finetune:
             idle |= set(_FINETUNE)
         if self.epochs == 0:
             # The untrained encoder: nothing steps, unless it is fine-tuned.
-            idle |= {"learning_rate", "warmup_epochs", "temperature"}
+            idle |= {"learning_rate", "warmup_epochs", "temperature", "cross_entropy_weight"}
             if not finetune:
                 idle |= {"batch_size", "optimizer", "weight_decay", "probe_every", "augmentations", "second_view"}
             if self.loss == "self_supervised":

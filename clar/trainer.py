@@ -112,13 +112,17 @@ def composition(config: TrialConfig, names: Sequence[str], sample_rate: int) -> 
 
 
 def joint_loss(outputs: heads.Outputs, labels_B: Tensor, config: TrialConfig) -> Tensor:
-    """The trial's loss over the 2B views of B clips, first views first: contrastive, supervised, or their sum."""
+    """The trial's loss over the 2B views of B clips, first views first: contrastive, supervised, or their sum.
+
+    `cross_entropy_weight` is that of the supervised part in the sum, not alone.
+    """
     total = torch.zeros((), device=labels_B.device)
     if outputs.projection_BD is not None:
         first, second = outputs.projection_BD.chunk(2)
         total = total + losses.nt_xent(first, second, config.temperature)
     if outputs.logits_BC is not None:
-        total = total + losses.cross_entropy(outputs.logits_BC, labels_B.repeat(2))
+        weight = config.cross_entropy_weight if outputs.projection_BD is not None else 1.0
+        total = total + weight * losses.cross_entropy(outputs.logits_BC, labels_B.repeat(2))
     return total
 
 

@@ -27,8 +27,10 @@ IN_THE_IDENTITY = {
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
     "finetune_learning_rate": 0.05, "fold": 3, "channels": ("mel",), "encoder": "released",
     "stretch": "resampled", "mask": "released", "coloured_noise": "released", "second_view": (),
+    "cross_entropy_weight": 2.0,
 }  # fmt: skip
 MATTERS_FOR = {
+    "cross_entropy_weight": {"loss": "clar"},
     "encoder": {"input": "raw"}, "stretch": {"augmentations": ("time_stretch",)},
     "coloured_noise": {"augmentations": ("mixed_noise",)},
 }  # fmt: skip
@@ -52,7 +54,7 @@ def test_where_ones_own_files_lie_does_not_enter_the_identity() -> None:
 @pytest.mark.parametrize("field", sorted(IN_THE_IDENTITY))
 def test_every_field_changes_the_identity(field: str) -> None:
     # Fine-tuning runs both stages, and so is the loss that every field matters for.
-    base = TrialConfig(loss="finetune", **MATTERS_FOR.get(field, {}))
+    base = TrialConfig(**{"loss": "finetune", **MATTERS_FOR.get(field, {})})
     assert base.but(**{field: IN_THE_IDENTITY[field]}).identity() != base.identity()
 
 
@@ -63,6 +65,8 @@ def test_a_field_that_matters_for_one_loss_does_not_for_another() -> None:
         assert ours.but(**{name: value}).identity() != ours.identity()
     for name in ("finetune_epochs", "finetune_learning_rate"):
         assert ours.but(**{name: IN_THE_IDENTITY[name]}).identity() == ours.identity()
+    for other in ({"loss": "supervised"}, {"loss": "self_supervised"}, {"loss": "finetune"}, {"epochs": 0}):
+        assert ours.but(cross_entropy_weight=2, **other).identity() == ours.but(**other).identity()
 
 
 def test_the_form_of_a_trial_that_identity_is_computed_on() -> None:
@@ -209,6 +213,7 @@ def test_config_survives_json() -> None:
             {"second_view": (), "augmentation_strength": (1, 2)},
             "second_view needs augmentation_strength of one number, for both views; got 2",
         ),
+        ({"cross_entropy_weight": -1}, "cross_entropy_weight = -1: must be greater than or equal to 0"),
         ({"channels": ("mell",)}, "no channel 'mell'; did you mean mel"),
         ({"channels": ("mel", "mel")}, "channels = mel,mel: needs one or more of magnitude,phase,mel, each once"),
         ({"channels": ()}, "needs one or more of magnitude,phase,mel, each once"),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from clar import encoders, heads, optim
+from clar import encoders, heads, losses, optim
 
 
 @pytest.fixture(params=[("raw", 16), ("raw", 4), ("spectrogram", 16), ("spectrogram", 4)], ids=str)
@@ -74,8 +74,47 @@ def test_heads_give_what_their_loss_needs(variant: str) -> None:
     assert outputs["supervised"].logits_BC.shape == (6, 10)
     assert outputs["clar"].projection_BD.shape == (6, 16)
     assert outputs["clar"].logits_BC.shape == (6, 10)
-    lengths = outputs["clar"].projection_BD.norm(dim=1)
+    lengths = outputs["self_supervised"].projection_BD.norm(dim=1)
     assert torch.allclose(lengths, torch.ones(6)) == (variant == "released")
+    assert not torch.allclose(outputs["clar"].projection_BD.norm(dim=1), torch.ones(6))
+
+
+@pytest.mark.parametrize("loss", ["self_supervised", "supervised", "clar"])
+def test_released_head_equals_the_formula(loss: str) -> None:
+    torch.manual_seed(0)
+    head = heads.Head(loss, 32, 24, 16, 10, "released")
+    x = representation = torch.randn(7, 32)
+    *hidden, last = [m for m in head.modules() if isinstance(m, torch.nn.Linear)]
+    widths = {"self_supervised": [24, 24, 16], "supervised": [24, 24, 10], "clar": [24, 16, 10]}[loss]
+    assert [layer.out_features for layer in (*hidden, last)] == widths
+    assert last.bias is None
+    for layer in hidden[:1] if loss == "clar" else hidden:
+        x = x @ layer.weight.T + layer.bias
+        x = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()).clamp(min=0)
+    projection, logits = head(representation)
+    if loss == "clar":
+        x = x @ hidden[1].weight.T + hidden[1].bias
+        torch.testing.assert_close(projection, x)
+        torch.testing.assert_close(logits, x @ last.weight.T)
+    elif loss == "supervised":
+        torch.testing.assert_close(logits, x @ last.weight.T)
+    else:
+        x = x @ last.weight.T
+        torch.testing.assert_close(projection, x / x.norm(dim=1, keepdim=True))
+
+
+def test_released_joint_head_lets_the_cross_entropy_fall() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(64) % 4
+    representation = torch.randn(4, 32)[labels] + 0.3 * torch.randn(64, 32)
+    head = heads.Head("clar", 32, 24, 16, 4, "released")
+    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+    for _ in range(100):
+        loss = losses.cross_entropy(head(representation).logits_BC, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
 
 
 def test_learning_rate_warms_up_linearly_and_decays_as_a_cosine() -> None:

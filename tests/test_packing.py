@@ -29,6 +29,7 @@ CHEAP: dict[str, Any] = {
     "weight_decay": 0.1, "warmup_epochs": 1, "temperature": 0.1, "probe_every": 2, "finetune_epochs": 3,
     "finetune_learning_rate": 0.01, "fold": 2,
     "stretch": "resampled", "mask": "released", "coloured_noise": "released", "second_view": (),
+    "cross_entropy_weight": 2,
 }  # fmt: skip
 COSTLY: dict[str, Any] = {
     "dataset": "digits", "input": "raw", "loss": "supervised", "batch_size": 32, "optimizer": "adamw",

@@ -131,8 +131,12 @@ def test_joint_loss_is_the_sum_of_its_parts_over_both_views() -> None:
     labels = torch.tensor([0, losses.UNLABELLED, 2, losses.UNLABELLED])
     expected = losses.nt_xent(outputs.projection_BD[:4], outputs.projection_BD[4:], 0.1)
     kept = torch.tensor([0, 2, 4, 6])
-    expected = expected + torch.nn.functional.cross_entropy(outputs.logits_BC[kept], torch.tensor([0, 2, 0, 2]))
-    torch.testing.assert_close(trainer.joint_loss(outputs, labels, config), expected)
+    supervised = torch.nn.functional.cross_entropy(outputs.logits_BC[kept], torch.tensor([0, 2, 0, 2]))
+    torch.testing.assert_close(trainer.joint_loss(outputs, labels, config), expected + supervised)
+    weighted = config.but(cross_entropy_weight=2)
+    torch.testing.assert_close(trainer.joint_loss(outputs, labels, weighted), expected + 2 * supervised)
+    alone = trainer.heads.Outputs(None, outputs.logits_BC)
+    torch.testing.assert_close(trainer.joint_loss(alone, labels, weighted), supervised)
     unlabelled = torch.full((4,), losses.UNLABELLED)
     torch.testing.assert_close(
         trainer.joint_loss(outputs, unlabelled, config),
@@ -172,6 +176,7 @@ WITHOUT_INFLUENCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "a spectrogram has no 1-D encoder": ({}, {"encoder": "released"}),
     "supervised has no projection": ({"loss": "supervised"}, {"temperature": 0.1, "projection_dim": 8}),
+    "one part of the loss": ({"loss": "supervised"}, {"cross_entropy_weight": 2}),
     "no second stage": ({}, {"finetune_epochs": 7, "finetune_learning_rate": 1.0}),
     "own window": ({}, {"window_ms": 16}),
     "own window, released": ({"front_end": "released"}, {"window_ms": 128}),
@@ -193,7 +198,8 @@ WITHOUT_INFLUENCE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "an untrained encoder": (
         {"epochs": 0},
         {"batch_size": 8, "optimizer": "lars", "learning_rate": 1, "weight_decay": 1, "warmup_epochs": 1,
-         "temperature": 0.1, "probe_every": 2, "augmentations": ("time_shift", "fade", "fade"),
+         "temperature": 0.1, "cross_entropy_weight": 2, "probe_every": 2,
+         "augmentations": ("time_shift", "fade", "fade"),
          "augmentation_probability": 0.1, "augmentation_strength": 0.1, "fade_shapes": "released"},
     ),
     "an untrained encoder's head": (
