@@ -38,7 +38,9 @@ Input = Literal["spectrogram", "raw"]
 Loss = Literal["clar", "self_supervised", "supervised", "finetune"]
 """`finetune`: self-supervised pre-training, then supervised training of that encoder."""
 
-Optimizer = Literal["lars", "adamw"]
+Optimizer = Literal["lars", "lamb", "adamw", "released"]
+"""`released`: the gradient rescaled as LARS does, then handed to Adam, as the authors' public code does."""
+
 Precision = Literal["float32", "bf16"]
 Variant = Literal["paper", "released"]
 """`paper`: as published. `released`: as the authors' public code does it, where that differs."""

@@ -1,11 +1,14 @@
 """Encoders, heads and optimizers: a contract for every encoder, and references from elsewhere."""
 
+import copy
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from clar import encoders, heads, losses, optim
+from clar.config import Optimizer
 
 
 @pytest.fixture(params=[("raw", 16), ("raw", 4), ("spectrogram", 16), ("spectrogram", 4)], ids=str)
@@ -127,10 +130,79 @@ def test_learning_rate_warms_up_linearly_and_decays_as_a_cosine() -> None:
     assert optim.learning_rate_at(0, 1.0, 0, 1) == 1.0
 
 
-def test_lars_step_equals_the_formula_and_moves_a_layer_by_its_trust() -> None:
+def test_lars_step_equals_the_formula() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(7, 5)
-    optimizer = optim.make("lars", model, 1.0, weight_decay=0.1)
+    torch.nn.init.zeros_(model.bias)
+    optimizer = optim.make("lars", model, 0.5, weight_decay=0.1)
+    w, b = model.weight.detach().double().clone(), model.bias.detach().double().clone()
+    velocity, bias_velocity = torch.zeros_like(w), torch.zeros_like(b)
+    for step in range(1, 6):
+        rate = 0.5 / step  # which the trainer sets before every step
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        model(torch.ones(2, 7) * step).square().mean().backward()
+        u = model.weight.grad.double() + 0.1 * w
+        velocity = 0.9 * velocity + rate * 1e-3 * w.norm() / u.norm() * u
+        bias_velocity = 0.9 * bias_velocity + rate * model.bias.grad.double()
+        w, b = w - velocity, b - bias_velocity
+        optimizer.step()
+        torch.testing.assert_close(model.weight.detach().double(), w, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(model.bias.detach().double(), b, rtol=1e-5, atol=1e-6)
+
+
+def test_lars_of_zeros_or_without_a_gradient_takes_the_plain_step() -> None:
+    model = torch.nn.Linear(4, 3)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = optim.make("lars", model, 1.0, 0.0)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), torch.full((3, 4), -2.0))
+    optimizer.zero_grad(set_to_none=False)
+    before = model.weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), before - 0.9 * 2)  # the momentum alone
+
+
+def test_released_optimizer_is_adam_on_rescaled_gradients() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    twin = copy.deepcopy(model).double()
+    optimizer = optim.make("released", model, 0.01, weight_decay=0.1)
+    adam = torch.optim.Adam(twin.parameters(), 0.01)
+    for step in range(5):
+        x = torch.randn(6, 7) * (step + 1)
+        for network, stepper in ((model, optimizer), (twin, adam)):
+            stepper.zero_grad()
+            network(x.to(network[0].weight.dtype)).square().sum().backward()
+            if network is twin:
+                for p in (twin[0].weight, twin[2].weight):
+                    scale = 1e-3 * p.detach().norm() / (p.grad.norm() + 0.1 * p.detach().norm())
+                    p.grad = scale * (p.grad + 0.1 * p.detach())
+            stepper.step()
+        for p, expected in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p.detach().double(), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_lamb_stays_as_it_is() -> None:
+    # What version 2 of the results called lars computed.
+    torch.manual_seed(0)
+    model = torch.nn.Linear(7, 5)
+    optimizer = optim.make("lamb", model, 1.0, weight_decay=0.1)
+    for step in range(5):
+        optimizer.zero_grad()
+        model(torch.ones(2, 7) * (step + 1)).square().sum().backward()
+        optimizer.step()
+    total = sum(p.detach().double().abs().sum().item() for p in model.parameters())
+    assert total == pytest.approx(7.567937439423986, rel=1e-9)
+
+
+def test_lamb_step_equals_the_formula_and_moves_a_layer_by_its_trust() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(7, 5)
+    optimizer = optim.make("lamb", model, 1.0, weight_decay=0.1)
     w, b = model.weight.detach().double().clone(), model.bias.detach().double().clone()
     mean, square, bias_mean, bias_square = (torch.zeros_like(x) for x in (w, w, b, b))
     for step in (1, 2, 3):
@@ -149,19 +221,20 @@ def test_lars_step_equals_the_formula_and_moves_a_layer_by_its_trust() -> None:
         assert (w - before).norm() / before.norm() == pytest.approx(1e-3, rel=1e-4)
 
 
-def test_lars_does_not_see_the_scale_of_the_gradient() -> None:
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_layers_do_not_see_the_scale_of_the_gradient(name: str) -> None:
     moved = []
     for scale in (1.0, 1000.0):
         torch.manual_seed(0)
         model = torch.nn.Linear(4, 3)
-        optimizer = optim.make("lars", model, 1.0, 0.0)
+        optimizer = optim.make(name, model, 1.0, 0.0)
         (model(torch.ones(2, 4)).square().sum() * scale).backward()
         optimizer.step()
         moved.append(model.weight.detach().clone())
     torch.testing.assert_close(moved[0], moved[1])
 
 
-@pytest.mark.parametrize("name", ["lars", "adamw"])
+@pytest.mark.parametrize("name", get_args(Optimizer))
 def test_neither_biases_nor_batch_norms_are_decayed(name: str) -> None:
     model = encoders.make("spectrogram", 4, (1, 1, 1, 1))
     optimizer = optim.make(name, model, 1.0, 0.5)
