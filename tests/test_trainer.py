@@ -261,6 +261,21 @@ def test_encoder_file_gives_the_trained_representation(tone_store: ClipStore, tm
         trainer.load_encoder(tmp_path / "text")
 
 
+@pytest.mark.parametrize("input_", ["spectrogram", "raw"])
+def test_everything_as_released_trains_and_is_loaded_again(tone_store: ClipStore, tmp_path: Path, input_: str) -> None:
+    variants = dict.fromkeys(("front_end", "encoder", "head", "fade_shapes", "mask", "coloured_noise"), "released")
+    config = TrialConfig(**{
+        **SMALL, **variants, "input": input_, "optimizer": "released", "stretch": "resampled", "epochs": 2,
+        "augmentations": ("time_stretch", "mixed_noise"), "second_view": ("fade", "time_mask"),
+        "channels": ("magnitude", "mel"), "cross_entropy_weight": 2,
+    })  # fmt: skip
+    result = trainer.train(config, tone_store, checkpoint_dir=tmp_path)
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss
+    loaded = trainer.load_encoder(tmp_path / trainer.ENCODER)
+    assert loaded.config == config
+    assert loaded.module(torch.zeros(2, 4000)).shape == (2, 32)
+
+
 def test_seeds_are_keyed_by_seed_and_purpose() -> None:
     keys = {derive(seed, *purpose) for seed in (0, 1) for purpose in (("a",), ("a", 0), ("a", 1), ("b",))}
     assert len(keys) == 8
