@@ -9,8 +9,8 @@ done only for clips whose coin says so, and randomness comes from the generator 
 global one. The generator may live on another device than the clips; on the same one the noise needs no copy.
 
 Results are not clipped to [-1, 1]: adding noise at 0 dB or adding up frames may pass 1, the features do not mind, and
-clipping would be an eighth augmentation that nobody asked for. (The released code clips coloured noise to [0, 1], which
-half-wave rectifies the audio.)
+clipping would be an eighth augmentation that nobody asked for. (`mixed_noise` can do what the released code does: it
+clips coloured noise to [0, 1], which half-wave rectifies the audio.)
 
 Silence stays silence, exactly: levels are relative to the clip's own power.
 
@@ -29,7 +29,7 @@ from scipy.fft import next_fast_len
 from torch import Generator, Tensor
 
 from clar import vocoder
-from clar.config import STRONGEST, Variant
+from clar.config import STRONGEST, Stretch, Variant
 from clar.errors import UserError, near
 
 SAMPLE_RATE = 16_000
@@ -61,15 +61,20 @@ def pitch_shift(clips_BT: Tensor, semitones_B: Tensor, sample_rate: int = SAMPLE
 
 
 @torch.no_grad()
-def time_stretch(clips_BT: Tensor, rates_B: Tensor, sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Change the speed of each clip and keep its pitch, then crop or zero-pad on the right to the old length.
+def time_stretch(
+    clips_BT: Tensor, rates_B: Tensor, sample_rate: int = SAMPLE_RATE, *, resampled: bool = False
+) -> Tensor:
+    """Change the speed of each clip and keep its pitch, then bring it to the old length.
 
-    The released code resamples back to the old length instead, so that a pitch shift comes out.
+    Cropping or zero-padding on the right does that, or resampling, as the paper's "down-sampled" reads and the released
+    code does. Resampling undoes the change of speed and moves the pitch instead: at rate 2 a clip of half the length is
+    read half as fast, and every frequency halves.
 
     Args:
         clips_BT: (B, T) float32 in [-1, 1].
         rates_B: (B,), > 0; 2 is twice as fast, half as long.
         sample_rate: hertz; sets the length of the phase vocoder's frames (64 ms).
+        resampled: bring it to the old length by resampling.
 
     Returns:
         (B, T), a new tensor.
@@ -78,6 +83,8 @@ def time_stretch(clips_BT: Tensor, rates_B: Tensor, sample_rate: int = SAMPLE_RA
         ValueError: wrong shape or dtype, or a rate that is not positive.
     """
     _check(clips_BT, rates_B=rates_B)
+    if resampled:
+        return vocoder.pitch_shift(clips_BT, -12 * rates_B.double().log2(), sample_rate)
     return vocoder.time_stretch(clips_BT, rates_B, sample_rate)
 
 
@@ -256,7 +263,9 @@ def white_noise(clips_BT: Tensor, snr_db_B: Tensor, generator: Generator) -> Ten
 
 
 @torch.no_grad()
-def mixed_noise(clips_BT: Tensor, snr_db_B: Tensor, colour_B: Tensor, generator: Generator) -> Tensor:
+def mixed_noise(
+    clips_BT: Tensor, snr_db_B: Tensor, colour_B: Tensor, generator: Generator, *, clipped: bool = False
+) -> Tensor:
     """Add white, pink or brown noise of zero mean. A silent clip stays silent.
 
     The noise is drawn as a spectrum, shaped there, and transformed once: the density follows the power law from one
@@ -267,6 +276,7 @@ def mixed_noise(clips_BT: Tensor, snr_db_B: Tensor, colour_B: Tensor, generator:
         snr_db_B: (B,) dB; mean square of the clip over mean square of this very noise.
         colour_B: (B,) int64, indices into COLOURS.
         generator: draws the noise.
+        clipped: clip the noisy clips to [0, 1] where the noise is pink or brown, as the released code does.
 
     Returns:
         (B, T), a new tensor; not clipped to [-1, 1].
@@ -286,7 +296,11 @@ def mixed_noise(clips_BT: Tensor, snr_db_B: Tensor, colour_B: Tensor, generator:
         noise_CT = torch.fft.irfft(spectrum_CF, n=size)[:, :T]
         return noise_CT if size == T else noise_CT - noise_CT.mean(1, keepdim=True)
 
-    return _add_noise(clips_BT, snr_db_B, draw)
+    out_BT = _add_noise(clips_BT, snr_db_B, draw)
+    if clipped:
+        coloured_B1 = (colour_B > 0)[:, None]
+        out_BT = torch.where(coloured_B1, out_BT.clamp(0, 1), out_BT)
+    return out_BT
 
 
 def _add_noise(clips_BT: Tensor, snr_db_B: Tensor, draw: Callable[[slice, int, int], Tensor]) -> Tensor:
@@ -422,6 +436,8 @@ class MixedNoise(Augmentation):
 
     snr_db: tuple[float, float] = (0, 20)
     colours: tuple[str, ...] = COLOURS
+    clipped: bool = False
+    """To [0, 1] where the noise is pink or brown, as in the released code."""
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Signal-to-noise ratio in dB, index of the colour."""
@@ -432,7 +448,7 @@ class MixedNoise(Augmentation):
     def apply(self, clips_BT: Tensor, generator: Generator, *parameters: Tensor) -> Tensor:
         """See mixed_noise."""
         snr_db_B, colour_B = parameters
-        return mixed_noise(clips_BT, snr_db_B, colour_B, generator)
+        return mixed_noise(clips_BT, snr_db_B, colour_B, generator, clipped=self.clipped)
 
 
 @dataclass(frozen=True)
@@ -443,11 +459,16 @@ class TimeMask(Augmentation):
     """Share of the clip. Clips too short for one sample are left as they are."""
     noise_db: float = -40
     """Relative to the clip's own power: audible in a gap, far below speech. The paper gives no number."""
+    released: bool = False
+    """Every segment has the full length, and a second coin leaves half of the clips as they are."""
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Start and length in samples, level of the noise in dB or -inf."""
         longest = min(T, int(self.strength * self.longest * T))
-        length_B = _integers(B, min(1, longest), longest, generator, device)
+        if self.released:
+            length_B = longest * (_rand(B, generator, device) < 0.5).long()
+        else:
+            length_B = _integers(B, min(1, longest), longest, generator, device)
         start_B = (_rand(B, generator, device).double() * (T - length_B + 1)).long()
         noisy_B = _rand(B, generator, device) < 0.5
         return start_B, length_B, torch.where(noisy_B, self.noise_db, -inf)
@@ -482,10 +503,11 @@ SLOWEST = 0.25
 
 @dataclass(frozen=True)
 class TimeStretch(Augmentation):
-    """Play at a uniform rate (2 is twice as fast) without changing the pitch."""
+    """Play at a uniform rate (2 is twice as fast) without changing the pitch; or resample that to the old length."""
 
     rate: tuple[float, float] = (0.5, 1.5)
     sample_rate: int = SAMPLE_RATE
+    resampled: bool = False
 
     def draw(self, B: int, T: int, generator: Generator, device: torch.device) -> Parameters:
         """Rate."""
@@ -495,7 +517,7 @@ class TimeStretch(Augmentation):
     def apply(self, clips_BT: Tensor, generator: Generator, *parameters: Tensor) -> Tensor:
         """See time_stretch."""
         (rates_B,) = parameters
-        return time_stretch(clips_BT, rates_B, self.sample_rate)
+        return time_stretch(clips_BT, rates_B, self.sample_rate, resampled=self.resampled)
 
 
 REGISTRY: dict[str, type[Augmentation]] = {
@@ -536,8 +558,12 @@ def compose(
     names: Sequence[str],
     sample_rate: int,
     probability: float | Sequence[float] = 0.5,
-    variant: Variant = "paper",
     strength: float | Sequence[float] = 1.0,
+    *,
+    fade_shapes: Variant = "paper",
+    stretch: Stretch = "cropped",
+    mask: Variant = "paper",
+    coloured_noise: Variant = "paper",
 ) -> Compose:
     """The augmentations of these short names, applied in this order.
 
@@ -545,25 +571,29 @@ def compose(
         names: of REGISTRY.
         sample_rate: hertz.
         probability: of each augmentation, for each clip: one number for all, or one for each.
-        variant: "released" fades in five shapes instead of three. The released code's other departures are errors and
-            not copied.
         strength: of each augmentation, 0 to STRONGEST: one number for all, or one for each. See `Augmentation`.
+        fade_shapes: `released` fades in five shapes instead of three.
+        stretch: how `time_stretch` comes to the old length.
+        mask: `released` masks an eighth of the clip, on a second coin of 1/2, instead of up to an eighth.
+        coloured_noise: `released` clips to [0, 1] where `mixed_noise` has added pink or brown noise.
 
     Raises:
         UserError: an unknown name, a probability or strength out of range, or not one number for each augmentation.
     """
     probabilities = _one_each("probability", probability, len(names), 1)
     strengths = _one_each("strength", strength, len(names), STRONGEST)
+    options: dict[str, dict[str, Any]] = {
+        "pitch_shift": {"sample_rate": sample_rate},
+        "fade": {"shapes": len(FADE_SHAPES) if fade_shapes == "released" else _PAPER_FADE_SHAPES},
+        "mixed_noise": {"clipped": coloured_noise == "released"},
+        "time_mask": {"released": mask == "released"},
+        "time_stretch": {"sample_rate": sample_rate, "resampled": stretch == "resampled"},
+    }
     augmentations = []
     for name, coin, amount in zip(names, probabilities, strengths, strict=True):
         if name not in REGISTRY:
             raise UserError(f"no augmentation {name!r}{near(name, REGISTRY)}")
-        options: dict[str, Any] = {}
-        if name in ("pitch_shift", "time_stretch"):
-            options["sample_rate"] = sample_rate
-        if name == "fade" and variant == "released":
-            options["shapes"] = len(FADE_SHAPES)
-        augmentations.append(REGISTRY[name](probability=coin, strength=amount, **options))
+        augmentations.append(REGISTRY[name](probability=coin, strength=amount, **options.get(name, {})))
     return Compose(tuple(augmentations))
 
 

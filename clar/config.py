@@ -25,6 +25,9 @@ from clar.errors import UserError, near
 AUGMENTATIONS = ("pitch_shift", "fade", "white_noise", "mixed_noise", "time_mask", "time_shift", "time_stretch")
 """Short names of the paper's seven augmentations, in the paper's order: the axes of its 7 x 7 table."""
 
+CHANNELS = ("magnitude", "phase", "mel")
+"""The pictures that a spectrogram is made of, in this order."""
+
 STRONGEST = 2.0
 """Largest `augmentation_strength`: fades over the whole clip from each side, shifts by 30 semitones."""
 
@@ -37,11 +40,18 @@ Input = Literal["spectrogram", "raw", "statistics"]
 Loss = Literal["clar", "self_supervised", "supervised", "finetune"]
 """`finetune`: self-supervised pre-training, then supervised training of that encoder."""
 
-Optimizer = Literal["lars", "adamw"]
+Optimizer = Literal["lars", "lamb", "adamw", "released"]
+"""`released`: the gradient rescaled as LARS does, then handed to Adam, as the authors' public code does."""
+
+Scaling = Literal["none", "fixed"]
+Pooling = Literal["mean", "time"]
 Precision = Literal["float32", "bf16"]
 ProbeLabels = Literal["seen", "all"]
 Variant = Literal["paper", "released"]
 """`paper`: as published. `released`: as the authors' public code does it, where that differs."""
+
+Stretch = Literal["cropped", "resampled"]
+"""How a stretched clip comes to its old length: cropped or padded, or resampled, which moves its pitch instead."""
 
 WINDOW_MS = {"paper": 16.0, "released": 128.0}
 """Each front end's own STFT window, where `window_ms` says none."""
@@ -54,6 +64,8 @@ FINETUNE_RATES = (1.0, 0.3, 0.1)
 
 FINETUNE_SHARE = 0.1
 """Of the pre-training's epochs, that each try of fine-tuning takes where it is told no number."""
+_OPTIONS = {"fade": "fade_shapes", "time_stretch": "stretch", "time_mask": "mask", "mixed_noise": "coloured_noise"}
+"""The field that chooses between variants of an augmentation."""
 
 _FINETUNE = ("finetune_epochs", "finetune_learning_rate")
 
@@ -71,6 +83,9 @@ class TrialConfig(BaseModel):
     input: Input = "spectrogram"
     loss: Loss = "clar"
     augmentations: tuple[str, ...] = Field(("fade", "time_mask"), description="short names, applied in this order")
+    second_view: tuple[str, ...] | None = Field(
+        None, description="augmentations of the second view; none: those of the first, `augmentations`"
+    )
     augmentation_probability: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
         (0.5,), description="for each clip and view: one number for all augmentations, or one for each in order"
     )
@@ -78,6 +93,9 @@ class TrialConfig(BaseModel):
         (1.0,), description="of the paper's range: one number for all augmentations, or one for each; 0 is none of it"
     )
     fade_shapes: Variant = Field("paper", description="paper: three shapes of fade; released: five")
+    stretch: Stretch = Field("cropped", description="how time_stretch keeps the length; resampled moves the pitch")
+    mask: Variant = Field("paper", description="paper: up to an eighth; released: an eighth, for half of the masked")
+    coloured_noise: Variant = Field("paper", description="released: pink and brown noise clip the audio to [0, 1]")
     label_fraction: float = Field(1.0, gt=0, le=1, description="share of the training labels that may be seen")
     probe_labels: ProbeLabels = Field(
         "seen", description="labels that the probe is fitted on: those that training saw, or all (released code)"
@@ -96,6 +114,9 @@ class TrialConfig(BaseModel):
     weight_decay: float = Field(1e-6, ge=0, description="not on biases nor on batch norm")
     warmup_epochs: int = Field(10, ge=0, description="linear warm-up, then cosine decay to 0")
     temperature: float = Field(0.5, gt=0, description="of NT-Xent")
+    cross_entropy_weight: float = Field(
+        1.0, ge=0, description="beside NT-Xent, for loss=clar; the released code's is 2"
+    )
     precision: Precision = "float32"
     finetune_epochs: int | None = Field(
         None, ge=1, description="supervised epochs after the pre-training, for loss=finetune; none: a tenth of epochs"
@@ -113,9 +134,19 @@ class TrialConfig(BaseModel):
     )
     hop_ms: float | None = Field(None, gt=0, le=1000, description="STFT stride; none: the front end's (8)")
     bins: int = Field(128, ge=8, le=1024, description="height F of the 3 x F x T input")
+    channels: tuple[str, ...] = Field(
+        CHANNELS, description="of the spectrogram: magnitude, phase, mel, or some of them"
+    )
+    scaling: Scaling = Field(
+        "none", description="of the spectrogram; none: decibels and radians as they are; fixed: (dB + 40) / 20"
+    )
+    encoder: Variant = Field("paper", description="of raw input: paper: max pool of 3 in the stem; released: of 9")
     encoder_width: int = Field(64, ge=1, description="channels of the first stage; the representation has 8 x as many")
     encoder_blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (2, 2, 2, 2), description="residual blocks in each of the four stages; 2,2,2,2 is ResNet-18"
+    )
+    pooling: Pooling = Field(
+        "mean", description="of the last stage; mean: over frequency and time; time: each height of the picture apart"
     )
     head: Variant = "paper"
     projection_hidden: int = Field(512, ge=1, description="width of the two hidden layers of the head")
@@ -130,10 +161,18 @@ class TrialConfig(BaseModel):
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
 
-    @field_validator("augmentations")
+    @field_validator("second_view", mode="before")
     @classmethod
-    def _known_augmentations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
+    def _names_in_a_text(cls, names: Any) -> Any:
+        """Split what a command line (`fade,time_mask`) or a run's parameters (`fade > time_mask`) say."""
+        if isinstance(names, str):
+            return tuple(name.strip() for name in names.replace(">", ",").split(",") if name.strip())
+        return names
+
+    @field_validator("augmentations", "second_view")
+    @classmethod
+    def _known_augmentations(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
             if name not in AUGMENTATIONS:
                 raise ValueError(f"no augmentation {name!r}{near(name, AUGMENTATIONS)}")
         return names
@@ -155,6 +194,16 @@ class TrialConfig(BaseModel):
     def _plain_number(self, numbers: tuple[float, ...]) -> float | tuple[float, ...]:
         return numbers[0] if len(numbers) == 1 else numbers
 
+    @field_validator("channels")
+    @classmethod
+    def _known_channels(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in CHANNELS:
+                raise ValueError(f"no channel {name!r}{near(name, CHANNELS)}")
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"needs one or more of {','.join(CHANNELS)}, each once")
+        return tuple(name for name in CHANNELS if name in names)
+
     @field_validator("encoder_blocks")
     @classmethod
     def _four_stages(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
@@ -175,6 +224,15 @@ class TrialConfig(BaseModel):
                 f"input = statistics has no encoder to train with loss = {self.loss}, epochs = {self.epochs}; "
                 f"set loss=self_supervised, epochs=0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_number_for_two_views(self) -> Self:
+        for name in ("augmentation_probability", "augmentation_strength"):
+            if self.second_view is not None and len(getattr(self, name)) > 1:
+                raise ValueError(
+                    f"second_view needs {name} of one number, for both views; got {len(getattr(self, name))}"
+                )
         return self
 
     def but(self, **changes: Any) -> "TrialConfig":
@@ -248,6 +306,8 @@ class TrialConfig(BaseModel):
             changes |= {"augmentation_probability": probabilities, "augmentation_strength": strengths}
         elif not acting and "augmentations" not in changes:
             changes["augmentations"] = ()
+        if self.second_view == self.augmentations:
+            changes["second_view"] = None
         if "window_ms" not in changes and self.window_ms == WINDOW_MS[self.front_end]:
             changes["window_ms"] = None
         if "hop_ms" not in changes and self.hop_ms == HOP_MS:
@@ -271,27 +331,36 @@ class TrialConfig(BaseModel):
         elif self.loss == "self_supervised" and self.probe_labels == "all":
             idle |= {"label_fraction", "probe_labels"}
         if self.input == "raw":
-            idle |= {"front_end", "window_ms", "hop_ms", "bins"}
+            idle |= {"front_end", "window_ms", "hop_ms", "bins", "channels", "scaling", "pooling"}
+        else:
+            idle.add("encoder")
         if self.loss == "supervised":
             idle |= {"temperature", "projection_dim"}
+        if self.loss != "clar":
+            idle.add("cross_entropy_weight")
         if not finetune:
             idle |= set(_FINETUNE)
         if self.epochs == 0:
             # The untrained encoder: nothing steps, unless it is fine-tuned.
-            idle |= {"warmup_epochs", "temperature"}
+            idle |= {"warmup_epochs", "temperature", "cross_entropy_weight"}
             if not finetune or self.finetune_learning_rate is not None:
                 idle.add("learning_rate")
             if not finetune:
-                idle |= {"batch_size", "optimizer", "weight_decay", "probe_every", "augmentations"}
+                idle |= {"batch_size", "optimizer", "weight_decay", "probe_every", "augmentations", "second_view"}
             if self.loss == "self_supervised":
                 idle |= {"head", "projection_hidden", "projection_dim"}
             if finetune:
                 idle.add("projection_dim")
-        acting = [name for name, *_ in self._acting_augmentations()]
+        acting = {name for name, *_ in self._acting_augmentations()}
+        if all((*self.augmentation_probability, *self.augmentation_strength)):
+            acting |= set(self.second_view or ())
+        if not acting:
+            idle.add("second_view")
         if not acting or "augmentations" in idle:
             idle |= {"augmentation_probability", "augmentation_strength"}
-        if "fade" not in acting or "augmentations" in idle:
-            idle.add("fade_shapes")
+        for name, option in _OPTIONS.items():
+            if name not in acting or "augmentations" in idle:
+                idle.add(option)
         return frozenset(idle)
 
     def _acting_augmentations(self) -> list[tuple[str, float, float]]:
@@ -326,6 +395,9 @@ class TrialConfig(BaseModel):
         """The trial in a few words: `fade > time_mask, seed 0`; with a base, also what else differs from it."""
         shown = [" > ".join(self.augmentations) or "no augmentation"]
         idle = {"augmentations", "seed", *self.idle_fields()}
+        if "second_view" not in idle and self.second_view not in (None, self.augmentations):
+            shown.append(f"second view {' > '.join(self.second_view or ()) or 'no augmentation'}")
+        idle.add("second_view")
         for name, value in self.model_dump().items() if base else ():
             if name not in idle and value != getattr(base, name):
                 shown.append(f"{name} {','.join(map(_short, value)) if isinstance(value, tuple) else _short(value)}")

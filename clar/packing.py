@@ -39,7 +39,7 @@ MOST = 16
 
 COSTLY = (
     "dataset", "input", "loss", "batch_size", "optimizer", "precision", "front_end", "window_ms", "hop_ms", "bins",
-    "encoder_width", "encoder_blocks", "head", "projection_hidden", "projection_dim",
+    "channels", "encoder", "encoder_width", "encoder_blocks", "pooling", "head", "projection_hidden", "projection_dim",
 )  # fmt: skip
 """The fields on which the memory and the time of a step depend. Augmentations do not count: on a GPU all of them are
 measured at once, on a CPU they are a tenth of a step. Nor do folds, which are of about one size."""

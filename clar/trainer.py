@@ -63,7 +63,7 @@ class Model(nn.Module):
     def __init__(self, config: TrialConfig, sample_rate: int, classes: int) -> None:
         super().__init__()
         self.features = front_end(config, sample_rate)
-        self.encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
+        self.encoder = encoder(config)
         self.head = heads.Head(
             "supervised" if config.loss == "finetune" else config.loss,
             self.encoder.out_features,
@@ -87,17 +87,50 @@ def front_end(config: TrialConfig, sample_rate: int) -> nn.Module:
         window_ms=config.window_ms,
         hop_ms=config.hop_ms,
         bins=config.bins,
+        channels=config.channels,
+        scaling=config.scaling,
+    )
+
+
+def encoder(config: TrialConfig) -> encoders.ResNet | encoders.Passing:
+    """The encoder of one trial's configuration, with new weights."""
+    return encoders.make(
+        config.input,
+        config.encoder_width,
+        config.encoder_blocks,
+        in_channels=len(config.channels),
+        variant=config.encoder,
+        pooling=config.pooling,
+        bins=config.bins,
+    )
+
+
+def composition(config: TrialConfig, names: Sequence[str], sample_rate: int) -> augment.Compose:
+    """Augmentations of these names, as one trial's configuration has them."""
+    return augment.compose(
+        names,
+        sample_rate,
+        config.augmentation_probability,
+        config.augmentation_strength,
+        fade_shapes=config.fade_shapes,
+        stretch=config.stretch,
+        mask=config.mask,
+        coloured_noise=config.coloured_noise,
     )
 
 
 def joint_loss(outputs: heads.Outputs, labels_B: Tensor, config: TrialConfig) -> Tensor:
-    """The trial's loss over the 2B views of B clips, first views first: contrastive, supervised, or their sum."""
+    """The trial's loss over the 2B views of B clips, first views first: contrastive, supervised, or their sum.
+
+    `cross_entropy_weight` is that of the supervised part in the sum, not alone.
+    """
     total = torch.zeros((), device=labels_B.device)
     if outputs.projection_BD is not None:
         first, second = outputs.projection_BD.chunk(2)
         total = total + losses.nt_xent(first, second, config.temperature)
     if outputs.logits_BC is not None:
-        total = total + losses.cross_entropy(outputs.logits_BC, labels_B.repeat(2))
+        weight = config.cross_entropy_weight if outputs.projection_BD is not None else 1.0
+        total = total + weight * losses.cross_entropy(outputs.logits_BC, labels_B.repeat(2))
     return total
 
 
@@ -239,13 +272,10 @@ class Run:
         wanted_N = self.train_labels != losses.UNLABELLED if only_labelled else torch.ones(len(labels_N))
         self.drawn_from = wanted_N.nonzero().squeeze(1)
         self.begin()
-        self.augment = augment.compose(
-            config.augmentations,
-            store.sample_rate,
-            config.augmentation_probability,
-            config.fade_shapes,
-            config.augmentation_strength,
-        )
+        self.augment = composition(config, config.augmentations, store.sample_rate)
+        self.augment_second: augment.Compose | None = None
+        if config.second_view not in (None, config.augmentations):
+            self.augment_second = composition(config, config.second_view or (), store.sample_rate)
         self.clips = Clips(store, self.device, self.gpu_share)
         self.shuffled: tuple[int, Tensor] | None = None
 
@@ -282,7 +312,7 @@ class Run:
         more = position + 1 < self.steps_per_epoch
         following = self.train_indices[self.batch(step + 1).numpy()] if more else None
         clips_BT = self.clips(self.train_indices[batch.numpy()], following)
-        views_BT = self.augment(clips_BT.repeat(2, 1), generator(config.seed, "augment", step, device=self.device))
+        views_BT = self.views(clips_BT, step)
         rate = optim.learning_rate_at(step, self.rate, self.warmup_steps, self.steps_a_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -303,6 +333,13 @@ class Run:
         self.epoch_loss += value
         self.recent.append(value)
         self.epoch_seconds += time.monotonic() - began
+
+    def views(self, clips_BT: Tensor, step: int) -> Tensor:
+        """Two views of each clip (2B, T), first views first."""
+        draws = generator(self.config.seed, "augment", step, device=self.device)
+        if self.augment_second is None:
+            return self.augment(clips_BT.repeat(2, 1), draws)
+        return torch.cat([self.augment(clips_BT, draws), self.augment_second(clips_BT, draws)])
 
     def batch(self, step: int) -> Tensor:
         """The clips (B,) of a step, as positions in the training split."""
@@ -619,12 +656,12 @@ def load_encoder(path: Path | str, device: torch.device | str = "cpu") -> Loaded
     """
     path = files.place(path)
     about, config, tensors = _read_encoder(path)
-    encoder = encoders.make(config.input, config.encoder_width, config.encoder_blocks)
+    untrained = encoder(config)
     try:
-        encoder.load_state_dict(tensors)
+        untrained.load_state_dict(tensors)
     except RuntimeError as error:
         raise _no_encoder(path, error) from error
-    module = nn.Sequential(front_end(config, about["sample_rate"]), encoder).to(device).eval()
+    module = nn.Sequential(front_end(config, about["sample_rate"]), untrained).to(device).eval()
     return LoadedEncoder(module, config, about["sample_rate"], about["clip_samples"])
 
 

@@ -1,4 +1,4 @@
-"""Which pictures of a clip the encoder gets: STFT magnitude, STFT phase, mel spectrogram, and all ways to combine them."""
+"""Which pictures of a clip the encoder gets: STFT magnitude, STFT phase, mel spectrogram, in every combination."""
 
 from collections.abc import Iterator
 from itertools import combinations

@@ -25,8 +25,16 @@ IN_THE_IDENTITY = {
     "temperature": 0.1, "precision": "bf16", "front_end": "released", "window_ms": 32, "hop_ms": 4, "bins": 64,
     "encoder_width": 8, "encoder_blocks": (1, 1, 1, 1), "head": "released", "projection_hidden": 64,
     "projection_dim": 32, "probe_every": 5, "fade_shapes": "released", "finetune_epochs": 50,
-    "finetune_learning_rate": 0.05, "fold": 3, "probe_labels": "all",
+    "finetune_learning_rate": 0.05, "fold": 3, "channels": ("mel",), "encoder": "released",
+    "stretch": "resampled", "mask": "released", "coloured_noise": "released", "second_view": (),
+    "cross_entropy_weight": 2.0, "probe_labels": "all", "scaling": "fixed", "pooling": "time",
 }  # fmt: skip
+MATTERS_FOR = {
+    "cross_entropy_weight": {"loss": "clar"}, "probe_labels": {"label_fraction": 0.5},
+    "encoder": {"input": "raw"}, "stretch": {"augmentations": ("time_stretch",)},
+    "coloured_noise": {"augmentations": ("mixed_noise",)},
+}  # fmt: skip
+"""By field, the trials that it matters for, where the default is none of them."""
 NOT_IN_THE_IDENTITY = {"device", "threads", "storage", "store", "code_version", "gpu_share", "data_cache", "max_lost"}
 
 
@@ -46,7 +54,7 @@ def test_where_ones_own_files_lie_does_not_enter_the_identity() -> None:
 @pytest.mark.parametrize("field", sorted(IN_THE_IDENTITY))
 def test_every_field_changes_the_identity(field: str) -> None:
     # Fine-tuning runs both stages, and so is the loss that every field matters for.
-    base = TrialConfig(loss="finetune", label_fraction=0.5)
+    base = TrialConfig(**{"loss": "finetune", **MATTERS_FOR.get(field, {})})
     assert base.but(**{field: IN_THE_IDENTITY[field]}).identity() != base.identity()
 
 
@@ -57,6 +65,8 @@ def test_a_field_that_matters_for_one_loss_does_not_for_another() -> None:
         assert ours.but(**{name: value}).identity() != ours.identity()
     for name in ("finetune_epochs", "finetune_learning_rate"):
         assert ours.but(**{name: IN_THE_IDENTITY[name]}).identity() == ours.identity()
+    for other in ({"loss": "supervised"}, {"loss": "self_supervised"}, {"loss": "finetune"}, {"epochs": 0}):
+        assert ours.but(cross_entropy_weight=2, **other).identity() == ours.but(**other).identity()
 
 
 def test_which_labels_the_probe_sees_matters_where_training_sees_fewer() -> None:
@@ -107,8 +117,61 @@ def test_the_form_of_a_trial_that_identity_is_computed_on() -> None:
     assert TrialConfig(front_end="released", window_ms=128).canonical() == TrialConfig(front_end="released")
     assert TrialConfig(front_end="released", window_ms=16).canonical().window_ms == 16
     assert TrialConfig(augmentation_strength=0, fade_shapes="released").canonical() == TrialConfig(augmentations=())
-    raw = TrialConfig(input="raw", front_end="released", window_ms=128, hop_ms=4, bins=64)
+    raw = TrialConfig(input="raw", front_end="released", window_ms=128, hop_ms=4, bins=64, channels=("mel",))
     assert raw.canonical() == TrialConfig(input="raw")
+    assert TrialConfig(encoder="released").canonical() == TrialConfig()
+    assert TrialConfig(input="raw", encoder="released").canonical().encoder == "released"
+
+
+def test_channels_come_in_one_order() -> None:
+    mixed = TrialConfig(**parse_settings(["channels=mel, magnitude"]))
+    assert mixed.channels == ("magnitude", "mel")
+    assert mixed == TrialConfig(channels=("magnitude", "mel"))
+    assert TrialConfig(channels=("phase", "mel", "magnitude")) == TrialConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("fade", "fade_shapes"), ("time_stretch", "stretch"), ("time_mask", "mask"), ("mixed_noise", "coloured_noise")],
+)
+def test_a_variant_counts_where_its_augmentation_acts(name: str, option: str) -> None:
+    variant = {option: IN_THE_IDENTITY[option]}
+    for fields in ({"augmentations": (name,)}, {"augmentations": ("pitch_shift", name, "time_shift")}):
+        assert TrialConfig(**fields, **variant).identity() != TrialConfig(**fields).identity()
+    for fields in (
+        {"augmentations": ("pitch_shift",)},
+        {"augmentations": (name,), "augmentation_strength": 0},
+        {"augmentations": (name, "time_shift"), "augmentation_probability": (0, 1)},
+        {"augmentations": (name,), "epochs": 0},
+    ):
+        assert TrialConfig(**fields, **variant).identity() == TrialConfig(**fields).identity()
+
+
+def test_a_second_view_that_differs() -> None:
+    config = TrialConfig(augmentations=("fade",), second_view=("time_shift", "time_mask"))
+    assert config.title() == "fade, second view time_shift > time_mask, seed 0"
+    assert config.but(second_view=()).title(config) == "fade, second view no augmentation, seed 0"
+    assert config.but(second_view=None).title() == config.but(second_view=("fade",)).title() == "fade, seed 0"
+    assert config.canonical() == config
+    assert TrialConfig(**json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    for text, names in (("fade, time_shift", ("fade", "time_shift")), ("", ()), ("none", None)):
+        assert TrialConfig(**parse_settings([f"second_view={text}"])).second_view == names
+    assert TrialConfig(second_view="fade > time_shift").second_view == ("fade", "time_shift")  # as MLflow shows it
+
+
+def test_a_second_view_counts_where_it_differs_and_something_acts() -> None:
+    config = TrialConfig(augmentations=("fade",), second_view=("fade",))
+    assert config.canonical() == TrialConfig(augmentations=("fade",))
+    for nothing in ({"augmentation_probability": 0}, {"augmentation_strength": 0}):
+        silent = config.but(second_view=("time_mask",), mask="released", **nothing)
+        assert silent.canonical() == TrialConfig(augmentations=())
+    assert config.but(epochs=0, second_view=()).identity() == config.but(epochs=0).identity()
+    # An augmentation of the second view alone acts too, and so do its options.
+    second = TrialConfig(augmentations=(), second_view=("time_mask",))
+    for change in ({"augmentation_probability": 0.2}, {"augmentation_strength": 2}, {"mask": "released"}):
+        assert second.but(**change).identity() != second.identity()
+    assert second.but(fade_shapes="released").identity() == second.identity()
+    assert TrialConfig(augmentations=(), second_view=()).canonical() == TrialConfig(augmentations=())
 
 
 def test_identities_of_version_1_are_found() -> None:
@@ -183,6 +246,15 @@ def test_config_survives_json() -> None:
         ({"epochs": -1}, "epochs = -1: must be greater than or equal to 0"),
         ({"learning_rate": "nan"}, "learning_rate = nan: must be a finite number"),
         ({"augmentations": ("fad",)}, "no augmentation 'fad'; did you mean fade"),
+        ({"second_view": ("fad",)}, "second_view = fad: no augmentation 'fad'; did you mean fade"),
+        (
+            {"second_view": (), "augmentation_strength": (1, 2)},
+            "second_view needs augmentation_strength of one number, for both views; got 2",
+        ),
+        ({"cross_entropy_weight": -1}, "cross_entropy_weight = -1: must be greater than or equal to 0"),
+        ({"channels": ("mell",)}, "no channel 'mell'; did you mean mel"),
+        ({"channels": ("mel", "mel")}, "channels = mel,mel: needs one or more of magnitude,phase,mel, each once"),
+        ({"channels": ()}, "needs one or more of magnitude,phase,mel, each once"),
         ({"encoder_blocks": (1, 1)}, "encoder_blocks = 1,1: needs four numbers"),
         ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs = 3 leaves none of epochs = 3"),
         ({"label_fraction": 0}, "label_fraction = 0: must be greater than 0"),
