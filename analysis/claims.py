@@ -32,6 +32,11 @@ from clar.errors import UserError, near
 POINTS, EPOCHS = "points", "epochs"
 """Units of a difference: percentage points (it is a share), epochs."""
 
+NOT_CONVERGED = 0.5
+"""Share of ln C, the cross-entropy of a guess among C classes, above which supervised training has not converged: who
+beats it has beaten a handicap."""
+
+_NOT_CONVERGED = "not converged"
 _FEWEST_SEEDS = 3
 _OTHER = " of the other"
 
@@ -159,6 +164,8 @@ def _judge(claim: Claim, trials: pd.DataFrame) -> Judgement | None:
         verdict = "undecided"
         if p < LEVEL:
             verdict = "confirmed" if test.effect > claim.margin else "refuted"
+        if verdict == "confirmed" and part.lacking.get(_NOT_CONVERGED):
+            verdict = "undecided"
         needs = "" if verdict != "undecided" else _needs(part, test.n, claim.margin, LEVEL / len(parts), counts)
         judged.append(JudgedPart(part.label, verdict, test.effect, test.low, test.high, p, test.n, needs))
     verdicts = {part.verdict for part in judged}
@@ -171,7 +178,7 @@ def _needs(part: Part, n: int, margin: float, level: float, counts: bool) -> str
     lacking = sum(part.lacking.values())
     if lacking:
         why = ", ".join(f"{count} {state}" for state, count in sorted(part.lacking.items()))
-        return f"{lacking} of {round(n / part.share) + lacking} seeds without a result ({why})"
+        return f"{lacking} of {round(n / part.share) + lacking} seeds not compared ({why})"
     fewest = math.ceil(_FEWEST_SEEDS / part.share)
     if n < 2:
         return f"--seeds {fewest} or more would tell how much it scatters"
@@ -208,12 +215,15 @@ def versus(
     keys = [name for name in FIELDS if name not in better]
     both = one.merge(other, on=keys, suffixes=("", _OTHER))
     # A field that does not matter for a trial makes no second one of it: it would be compared with itself.
-    both = both[both["identity"] != both[f"identity{_OTHER}"]]
+    both = both[both["identity"] != both[f"identity{_OTHER}"]].drop_duplicates(["identity", f"identity{_OTHER}"])
     if both.empty:
         return
     groups = [name for name in keys if name != "seed"]
     named = [name for name in groups if name == "dataset" or both[name].nunique(dropna=False) > 1]
-    both = both.assign(difference=both[metric] - both[f"{metric}{_OTHER}"])
+    # An opponent that is still near a guess's loss is a handicap of our own making.
+    handicapped = both[f"loss_left{_OTHER}"] > NOT_CONVERGED
+    both[f"state{_OTHER}"] = both[f"state{_OTHER}"].mask(handicapped, _NOT_CONVERGED)
+    both = both.assign(difference=(both[metric] - both[f"{metric}{_OTHER}"]).mask(handicapped))
     for values, part in both.groupby(named, sort=False, dropna=False):
         label = ", ".join(_said(name, value) for name, value in zip(named, values, strict=True))
         known = part.dropna(subset=["difference"])
@@ -293,13 +303,16 @@ def _beats_supervised(trials: pd.DataFrame) -> Iterator[Part]:
         few, many = (
             values["clar", fraction] - values["supervised", fraction] for fraction in (fractions[0], fractions[-1])
         )
-        more = (few - many).dropna()
         needed_ones = group[group["label_fraction"].isin((fractions[0], fractions[-1]))]
+        open_ones = needed_ones[(needed_ones["loss"] == "supervised") & (needed_ones["loss_left"] > NOT_CONVERGED)]
+        handicapped = set(open_ones["seed"])
+        more = (few - many).dropna().drop(handicapped, errors="ignore")
         few_said, many_said = _said("label_fraction", fractions[0]), _said("label_fraction", fractions[-1])
         yield Part(
             f"more with {few_said} than with {many_said}, {label}",
             dict(zip(more.index, more, strict=True)),
-            _lacking(needed_ones, more.index),
+            _lacking(needed_ones[~needed_ones["seed"].isin(handicapped)], more.index)
+            + Counter({_NOT_CONVERGED: len(handicapped)}),
         )
 
 

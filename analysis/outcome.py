@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -14,6 +14,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis import tables
+from analysis.claims import NOT_CONVERGED
 from analysis.results import mean_curve, state_of
 from analysis.statistics import Agreement, kendall_tau, pareto_front
 from analysis.tables import Entry, Grid, Listing
@@ -247,9 +248,38 @@ def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid, Grid
                 title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}{_protocol(standing)}{over}."
                 yield (
                     study, metric, stem_of(study.name, name, metric),
-                    Grid(title, rows, columns, entries, within=study.within),
+                    Grid(title, rows, columns, entries, within=study.within, shown=_clips_seen(plan, standing, study),
+                         remarks=_not_converged(plan, standing, study)),
                     _beside(plan, study, contexts, metric, live),
                 )  # fmt: skip
+
+
+def _clips_seen(plan: Plan, standing: Sequence[Member], study: Study) -> dict[str, str]:
+    """For columns that differ in the share of the labels: how many clips that is, as far as results say it."""
+    if len({member.config.label_fraction for member in standing}) < 2:
+        return {}
+    counts: dict[str, set[int]] = {}
+    for member in standing:
+        result = plan.result(member.folder)
+        if result is not None and result.labelled_clips is not None:
+            # Training without labels, and a probe of all of them: the clips are those of another share.
+            alike = member.folder.config.label_fraction == member.config.label_fraction
+            counts.setdefault(study.cell(member.config)[1], set()).update({int(result.labelled_clips)} if alike else ())
+    return {column: f"{column} ({found.pop():,})" for column, found in counts.items() if len(found) == 1}
+
+
+def _not_converged(plan: Plan, standing: Iterable[Member], study: Study) -> tuple[str, ...]:
+    """A note on the cells whose supervised training is still near a guess's loss; none where there is no such cell."""
+    cells = dict.fromkeys(
+        " / ".join(study.cell(member.config)) for member in standing
+        if (result := plan.result(member.folder)) is not None and (result.loss_left or 0) > NOT_CONVERGED
+    )  # fmt: skip
+    if not cells:
+        return ()
+    return (
+        f"not converged, with a training loss above {NOT_CONVERGED:g} of a guess's, ln C: {'; '.join(cells)}; no claim "
+        f"against them is confirmed",
+    )
 
 
 def _protocol(standing: Iterable[Member]) -> str:

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import variance
 from typing import Any, NamedTuple
 
@@ -91,6 +91,8 @@ class Grid:
         maximise: the best is the largest, else the smallest.
         within: what is compared: all cells of the `table`, or those of each `column` or `row` (accuracies on other
             data, or with other labels, are of another task), or `nothing`.
+        shown: what a column is called in print, where that is more than its name.
+        remarks: notes of its own, a sentence each.
     """
 
     title: str
@@ -100,6 +102,8 @@ class Grid:
     share: bool = True
     maximise: bool = True
     within: str = "table"
+    shown: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,10 @@ def listing(source: Grid, table: pd.DataFrame) -> Listing:
     best = grid(source, table, "best").to_numpy(dtype=bool)
     return Listing(
         source.title,
-        (f"{source.rows[0]} \\ {source.columns[0]}", *map(str, frame.columns)),
+        (
+            f"{source.rows[0]} \\ {source.columns[0]}",
+            *(source.shown.get(name, name) for name in map(str, frame.columns)),
+        ),
         [(str(row), *map(str, values)) for row, values in zip(frame.index, frame.to_numpy(), strict=True)],
         frozenset((int(i), int(j) + 1) for i, j in zip(*best.nonzero(), strict=True)),
     )
@@ -353,7 +360,7 @@ def notes(source: Grid, table: pd.DataFrame | None = None) -> list[str]:
         lines += _folds(source)
     if table is not None:
         lines += _marks(source, table)
-    return lines
+    return [*lines, *source.remarks]
 
 
 def folds_text(counts: Iterable[int]) -> str:

@@ -3,6 +3,7 @@
 The folder is the same one that a sweep would use, so what this command has trained, a sweep finds done.
 """
 
+import dataclasses
 import sys
 import time
 import traceback
@@ -119,6 +120,10 @@ def run(
                 max_lost=max_lost, pretrained=encoder, until=until, stop=stop, gpu_share=gpu_share, say=placed,
             )  # fmt: skip
             records.write()
+            if result is not None and folder.config.probes_only and pretraining:
+                trained = pretraining.result()
+                assert trained is not None  # its encoder was just read
+                result = dataclasses.replace(result, loss_left=trained.loss_left, finetune_rate=trained.finetune_rate)
             if result is None:
                 log(f"paused after epoch {len(records.epochs)}")
                 return None

@@ -106,7 +106,7 @@ def test_too_few_runs_decide_nothing_and_say_so() -> None:
         ({"input": name, "seed": seed}, None if seed else 0.5) for name in ("raw", "spectrogram") for seed in range(4)
     )
     (part,) = verdict_of(planned).parts
-    assert (part.n, part.needs) == (1, "3 of 4 seeds without a result (3 missing)")
+    assert (part.n, part.needs) == (1, "3 of 4 seeds not compared (3 missing)")
     nothing = trials(({"input": name}, None) for name in ("raw", "spectrogram"))
     assert describe(verdict_of(nothing).parts[0], "points") == "n = 0"
 
@@ -270,7 +270,7 @@ def test_a_seed_with_a_failed_trial_is_named_and_not_waited_for() -> None:
     found = inputs(0.050, 0.052, -0.020)
     found.loc[found["seed"] == 1, ["state", "test_top1"]] = "failed", math.nan
     (part,) = verdict_of(found).parts
-    assert (part.n, part.needs) == (2, "1 of 3 seeds without a result (1 failed)")
+    assert (part.n, part.needs) == (2, "1 of 3 seeds not compared (1 failed)")
 
 
 def test_a_trial_is_not_compared_with_itself() -> None:

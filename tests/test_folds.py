@@ -174,7 +174,7 @@ def test_each_fold_has_a_pretraining_of_its_own(sweeps: Sweeps) -> None:
     started = {(parent.config.fold, folder.config.fold) for folder in plan.folders.values()
                if (parent := plan.parent(folder)) is not None}  # fmt: skip
     assert started == {(1, 1), (2, 2), (3, 3)}
-    assert len(plan.folders) == 3 * 16
+    assert len(plan.folders) == 3 * (16 + 9)
 
 
 def test_with_and_without_all_folds_a_sweep_has_two_places(sweeps: Sweeps) -> None:

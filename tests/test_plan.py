@@ -45,8 +45,8 @@ def test_the_paper_trains_what_its_studies_share_once(tmp_path: Path, tone_store
     paper = space.load("paper")
     bases = {one.name: [BASE.but(**one.settings)] for one in paper.studies}
     planned = Plan(paper, bases, tmp_path, {"digits": tone_store})
-    assert sum(len(one.plan(bases[one.name][0], 1)) for one in paper.studies) == 49 + 2 + 16
-    assert len(planned.folders) == 65
+    assert sum(len(one.plan(bases[one.name][0], 1)) for one in paper.studies) == 49 + 6 + 32
+    assert len(planned.folders) == 76
     assert not planned.support
     # What others start from comes first.
     (goals,) = planned.rounds()

@@ -635,7 +635,7 @@ def test_a_single_seed_and_nothing_yet(sweeps: Sweeps) -> None:
     found = load.from_storage("grid", sweeps.storage)
     out = outcome.write(found.plan, found.live)
     made = report.extend(found, out)
-    assert made.verdicts[0].endswith("undecided; n = 0; 1 of 1 seeds without a result (1 missing)")
+    assert made.verdicts[0].endswith("undecided; n = 0; 1 of 1 seeds not compared (1 missing)")
     assert out.markdown().count("| missing |") > 0
     assert "0 of 9 done, 9 missing" in made.path.read_text()
     sweeps.fill(empty, additive)
