@@ -153,6 +153,24 @@ def test_stores_have_one_fingerprint_wherever_they_lie(written, copy, kind, tmp_
     assert not one.left_out
 
 
+GROUPS = {
+    "speech_commands": ("eight/01234567_nohash_0.wav", "01234567"),
+    "nsynth": ("nsynth-train/audio/bass_synthetic_033-022-050.wav", "bass_synthetic_033"),
+    "esc": ("audio/1-101000-A-0.wav", "101000"),
+    "folder": ("cat/cat_000.wav", ""),
+    "hear": ("48000/train/0_jackson_0.wav", ""),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_stores_know_their_groups(written, kind, tmp_path):
+    file, group = GROUPS[kind]
+    store = building.build(tmp_path / "store", READERS[kind](written[kind]))
+    assert len(store.groups) == len(store)
+    assert store.groups[store.files.index(file)] == group
+    assert all(store.groups) == bool(group)
+
+
 @pytest.mark.parametrize("kind", ["speech_commands", "nsynth", "esc", "hear"])
 def test_root_may_hold_the_real_root(written, kind, tmp_path):
     wanted = READERS[kind](written[kind])

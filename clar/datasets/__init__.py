@@ -149,7 +149,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, allow_bad: int |
         with listing.reading(name, _place(base, option).path):
             return _load_path(name, base, option, allow_bad)
     path = _embedded_path(base, option)
-    return _open_whole(path) or build(path, EMBEDDED[base].source(_clips(base, option)), allow_bad)
+    store = _open_whole(path)
+    if store and store.grouped:
+        return store
+    return build(path, EMBEDDED[base].source(_clips(base, option)), allow_bad)
 
 
 def canonical(name: str) -> str:

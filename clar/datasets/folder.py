@@ -120,6 +120,7 @@ def _source(
         stamps=[stamps[clip.path] for clip in clips],
         labels=labels,
         splits=splits,
+        groups=[clip.group for clip in clips],
         sample_rate=rate,
         samples=max(1, math.ceil(seconds * rate - 1e-6)),
         notes=[*notes, *said, *listing.coverage(classes, labels, splits.tolist())],

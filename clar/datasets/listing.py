@@ -325,13 +325,14 @@ def listed_source(
     sample_rate: int,
     samples: int,
     folds: NDArray[np.uint8] | None = None,
+    groups: Sequence[str] = (),
     notes: Sequence[str] = (),
     vocabulary: bool = False,
     recordings: str = "",
 ) -> Source:
     """A `Source` of `files` under `root`, or with absolute paths, whose names may be any that the system allows.
 
-    `Source.files` and the classes are what `escaped` makes of them, for they are written as UTF-8, one a line.
+    `Source.files`, the groups and the classes are what `escaped` makes of them: they are written as UTF-8, one a line.
     """
     names = [escaped(file) for file in files]
     if any(map(os.path.isabs, files)):  # `decode_files` takes relative paths only
@@ -348,6 +349,7 @@ def listed_source(
         splits=np.asarray(splits, np.uint8),
         decode=decode_files(root, files, sample_rate, samples),
         folds=folds,
+        groups=[escaped(group) for group in groups],
         notes=[escaped(note) for note in notes],
         vocabulary=vocabulary,
         recordings=recordings,
