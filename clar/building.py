@@ -96,7 +96,7 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
             _index(new, source, keep, rows, left_out, notes)
             _put_in_place(new, path)
             shutil.rmtree(work, ignore_errors=True)
-            return ClipStore.open(path)
+            return _opened(path)
 
 
 def _current(path: Path, source: Source, allow_bad: int | None) -> ClipStore | None:
@@ -136,7 +136,13 @@ def _renewed(store: ClipStore, source: Source) -> ClipStore:
             write_json(store.path / "meta.json", meta | {"notes": notes})
     except OSError:  # the cache may be for reading only
         return store
-    return ClipStore.open(store.path)
+    return _opened(store.path)
+
+
+def _opened(path: Path) -> ClipStore:
+    store = ClipStore.open(path)
+    store.fresh = True
+    return store
 
 
 def _as_lines(texts: Iterable[str]) -> bytes:

@@ -54,10 +54,12 @@ class ClipStore:
         recording_seconds: (N,) float32, length of the recording that each clip is the beginning of; NaN: not known.
         notes: lines about the set, such as words that are missing.
         left_out: (file, reason) of each source file that could not be used.
+        fresh: whether it was built, or its notes changed, just now and in this process.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
+        self.fresh = False
         meta = _read_meta(self.path)
         try:
             self._map(meta)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clar.building import BAD_SHARE
 from clar.clips import SPLITS, Source
-from clar.datasets.decode import VERSION, decode_files, seconds_of
+from clar.datasets.decode import VERSION, decode_files, header_of
 from clar.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
@@ -133,7 +133,7 @@ def longest(root: Path, files: Sequence[str], limit: float) -> float:
     """
     most = 0.0
     for file in files:
-        most = max(most, seconds_of(os.fsencode(os.path.join(root, file))))  # noqa: PTH118 - a third of a Path's time
+        most = max(most, header_of(os.fsencode(os.path.join(root, file)))[0])  # noqa: PTH118 - a third of a Path's time
         if most >= limit:
             return limit
     return math.ceil(round(most * 10, 6)) / 10
