@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from clar import progress
 from clar.clips import FORMAT, SPLITS, ClipStore, Decoded, Source, cache_errors, cores, fingerprint, fold_splits
 from clar.errors import UserError
-from clar.files import held, linked, write_atomically, write_json
+from clar.files import held, linked, read_json, write_atomically, write_json
 
 _SHARD_FILES, _SHARD_BYTES = 32, 2**21
 """Most that one worker has in hand: what a killed build loses of it, and what it takes of memory. Handing out a shard
@@ -57,7 +57,7 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
             cannot be written. All bad files are then listed in `<path>-bad-files.txt`.
     """
     if (store := _current(path, source, allow_bad)) is not None:  # before the lock: the cache may be for reading only
-        return store
+        return _renewed(store, source)
     with ExitStack() as stack:
         with cache_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +88,15 @@ def build(path: Path, source: Source, allow_bad: int | None = None) -> ClipStore
             else:
                 _check_room(new, 2 * int(keep.sum()) * source.samples)
                 _copy_rows(work / "decoded.int16", new / "clips.int16", keep, 2 * source.samples)
-            notes = [*source.notes, *_twice(new / "clips.int16", source, keep, rows.sums)]
+            notes = [
+                *source.notes,
+                *_padding(source.samples / source.sample_rate, rows.seconds[keep]),
+                *_twice(new / "clips.int16", source, keep, rows.sums),
+            ]
             _index(new, source, keep, rows, left_out, notes)
             _put_in_place(new, path)
             shutil.rmtree(work, ignore_errors=True)
-            return ClipStore.open(path)
+            return _opened(path)
 
 
 def _current(path: Path, source: Source, allow_bad: int | None) -> ClipStore | None:
@@ -113,6 +117,36 @@ def _repaired(source: Source, left_out: Sequence[tuple[str, str]]) -> bool:
     bad = {file for file, _ in left_out if "\n" not in file}
     rows = [row for row, file in enumerate(source.files) if file in bad] if bad else []
     return any(Decoded(*source.decode(row, row + 1)).reasons[0] is None for row in rows)
+
+
+def _renewed(store: ClipStore, source: Source) -> ClipStore:
+    """The store with the groups and notes that the source gives today: for those nothing is decoded again."""
+    gone = {file for file, _ in store.left_out}
+    given = source.groups or [""] * len(source.files)
+    groups = [group for file, group in zip(source.files, given, strict=True) if file not in gone]
+    found = [note for note in store.notes if _TWICE in note]
+    notes = [*source.notes, *_padding(store.seconds, store.recording_seconds), *found]
+    if notes == store.notes and groups == store.groups:
+        return store
+    try:
+        with held(store.path.with_name(f".{store.path.name}.lock"), f"another process is building {store.path.name}"):
+            meta = read_json(store.path / "meta.json")
+            write_atomically(store.path / "groups.txt", _as_lines(groups))
+            meta["bytes"]["groups.txt"] = (store.path / "groups.txt").stat().st_size
+            write_json(store.path / "meta.json", meta | {"notes": notes})
+    except OSError:  # the cache may be for reading only
+        return store
+    return _opened(store.path)
+
+
+def _opened(path: Path) -> ClipStore:
+    store = ClipStore.open(path)
+    store.fresh = True
+    return store
+
+
+def _as_lines(texts: Iterable[str]) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode(errors="surrogateescape")
 
 
 # Building
@@ -380,7 +414,7 @@ def _index(
     left_out: list[tuple[str, str]],
     notes: list[str],
 ) -> None:
-    """Write what belongs to the clips in the folder `new`: labels, splits, folds, lengths, names, and `meta.json`."""
+    """Write what belongs to the clips in the folder `new`: labels, splits, folds, lengths, names, groups, meta.json."""
     labels, splits = source.labels[keep].astype(np.int64), source.splits[keep].astype(np.uint8)
     folds = None if source.folds is None else source.folds[keep].astype(np.uint8)
     np.save(new / "labels.npy", labels)
@@ -390,8 +424,10 @@ def _index(
         np.save(new / "folds.npy", folds)
     files = [file for file, kept in zip(source.files, keep, strict=True) if kept]
     content = rows.content.hexdigest()
-    names = "".join(f"{file}\n" for file in files)
-    (new / "files.txt").write_bytes(names.encode(errors="surrogateescape"))
+    (new / "files.txt").write_bytes(_as_lines(files))
+    if any(source.groups):
+        groups = (group for group, kept in zip(source.groups, keep, strict=True) if kept)
+        (new / "groups.txt").write_bytes(_as_lines(groups))
     meta = {
         "format": FORMAT,
         "name": source.name,
@@ -411,6 +447,20 @@ def _index(
         with open(part, "rb+") as handle:
             os.fsync(handle.fileno())
     write_json(new / "meta.json", meta)
+
+
+def _padding(seconds: float, recordings_N: NDArray[np.float32]) -> list[str]:
+    """A note where most of a clip is padding: a trial then learns from silence, and computes for it."""
+    known = recordings_N[np.isfinite(recordings_N)]
+    if not len(known) or np.median(known) >= seconds / 2:
+        return []
+    return [
+        f"most of a clip is padding: it has {seconds:g} s, half of the recordings have less than "
+        f"{np.median(known):.3g} s; of a folder of your own, #seconds=S says how long clips are"
+    ]
+
+
+_TWICE = "the clip of another"
 
 
 def _twice(clips: Path, source: Source, keep: NDArray[np.bool_], sums: NDArray[np.uint64] | None) -> list[str]:
@@ -440,7 +490,7 @@ def _twice(clips: Path, source: Source, keep: NDArray[np.bool_], sums: NDArray[n
     )
     kind = "split" if source.folds is None else "fold"
     many = "files hold" if len(pairs) > 1 else "file holds"
-    return [f"{len(pairs):,} {many} the clip of another {kind}'s file, first {two} that of {one}"]
+    return [f"{len(pairs):,} {many} {_TWICE} {kind}'s file, first {two} that of {one}"]
 
 
 def _take_back(path: Path, work: Path) -> None:

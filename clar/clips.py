@@ -2,8 +2,9 @@
 
 All trials on a machine read the same file through the page cache: opening costs a millisecond, no trial holds a copy.
 On disk a store is a folder: `clips.int16` (raw, N x T), `labels.npy`, `splits.npy`, `folds.npy` where the set has
-folds, `seconds.npy` (length of each recording), `files.txt`, and `meta.json`, which is written last and has the size
-of every other file. Stores of the same recordings under other labels share one `clips.int16` by a hard link.
+folds, `seconds.npy` (length of each recording), `files.txt`, `groups.txt` where groups are known, and `meta.json`,
+which is written last and has the size of every other file. Stores of the same recordings under other labels share one
+`clips.int16` by a hard link.
 
 Letters in names: N clips, T samples of a clip.
 """
@@ -49,13 +50,16 @@ class ClipStore:
         name: of the data set.
         fingerprint: 64 hex digits, a hash of clips, labels, splits, classes and rate: equal content, equal digits.
         folds: (N,) uint8 from 1 to K, for a set with K official folds; None: it has none.
+        grouped: whether the store holds groups; one of an older version holds none.
         recording_seconds: (N,) float32, length of the recording that each clip is the beginning of; NaN: not known.
         notes: lines about the set, such as words that are missing.
         left_out: (file, reason) of each source file that could not be used.
+        fresh: whether it was built, or its notes changed, just now and in this process.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
+        self.fresh = False
         meta = _read_meta(self.path)
         try:
             self._map(meta)
@@ -74,6 +78,7 @@ class ClipStore:
         self.recordings: str = meta.get("recordings", "")
         self.content: str = meta.get("content", "")
         self.notes: list[str] = meta.get("notes", [])
+        self.grouped = "groups.txt" in meta["bytes"]
         self.left_out: list[tuple[str, str]] = [(file, reason) for file, reason in meta["left_out"]]
         self._file: BinaryIO | None = None
         shape = (meta["clips"], meta["samples"])
@@ -128,7 +133,15 @@ class ClipStore:
     @cached_property
     def files(self) -> list[str]:
         """What each of the N clips was decoded from, relative to the data set's root: `word/speaker_nohash_0.wav`."""
-        return (self.path / "files.txt").read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
+        return self._lines("files.txt")
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The speaker, instrument or recording that each of the N clips is of; empty where it is not known."""
+        return self._lines("groups.txt") if self.grouped else [""] * len(self)
+
+    def _lines(self, name: str) -> list[str]:
+        return (self.path / name).read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
 
     def will_need(self, indices: NDArray[np.int64]) -> None:
         """Have the system read these clips into memory, in the background, unless they are there.
@@ -191,6 +204,7 @@ class Source:
             time.
         shard: clips that one call of `decode` makes; 0: any number.
         folds: (N,) from 1 to K, for a set with K official folds; `splits` is then `fold_splits(folds, K)`.
+        groups: N names of speakers, instruments or recordings, empty where not known; none: the source knows none.
         notes: lines about the set that `python -m clar.datasets info` shows, such as words that are missing.
         vocabulary: the classes are a fixed list of which some may have no clip, such as 128 pitches.
         recordings: sources of this one name whose files and stamps agree decode to the same clips, whatever the labels:
@@ -209,6 +223,7 @@ class Source:
     decode: Callable[[int, int], Decoded | tuple[NDArray[np.int16], Sequence[str | None]]]
     shard: int = 0
     folds: NDArray[np.uint8] | None = None
+    groups: Sequence[str] = ()
     notes: Sequence[str] = ()
     vocabulary: bool = False
     recordings: str = ""

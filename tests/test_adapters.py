@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from clar import building
 from clar.clips import SPLITS, Source, fold_splits
-from clar.datasets import esc, folder, hear, listing, nsynth, speech_commands
-from clar.datasets.folder import Clip, stratified
+from clar.datasets import drawing, esc, folder, hear, listing, nsynth, speech_commands
+from clar.datasets.drawing import Clip, drawn_folds, stratified
 from clar.errors import UserError
 from tests import originals
 
@@ -151,6 +151,24 @@ def test_stores_have_one_fingerprint_wherever_they_lie(written, copy, kind, tmp_
     assert one.fingerprint == two.fingerprint
     assert len(one) == len(one.files)
     assert not one.left_out
+
+
+GROUPS = {
+    "speech_commands": ("eight/01234567_nohash_0.wav", "01234567"),
+    "nsynth": ("nsynth-train/audio/bass_synthetic_033-022-050.wav", "bass_synthetic_033"),
+    "esc": ("audio/1-101000-A-0.wav", "101000"),
+    "folder": ("cat/cat_000.wav", ""),
+    "hear": ("48000/train/0_jackson_0.wav", ""),
+}
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_stores_know_their_groups(written, kind, tmp_path):
+    file, group = GROUPS[kind]
+    store = building.build(tmp_path / "store", READERS[kind](written[kind]))
+    assert len(store.groups) == len(store)
+    assert store.groups[store.files.index(file)] == group
+    assert all(store.groups) == bool(group)
 
 
 @pytest.mark.parametrize("kind", ["speech_commands", "nsynth", "esc", "hear"])
@@ -627,16 +645,55 @@ def test_folders_of_splits(tmp_path):
     assert "test, by its name a split, has no sub-folder; make one a class" in refused(READERS["folder"], tmp_path)
 
 
-@pytest.mark.parametrize(("longest", "seconds"), [(0.05, 0.1), (0.31, 0.4), (0.4, 0.4), (5.0, 5.0), (6.0, 5.0)])
-def test_length_of_a_clip(copy, longest, seconds):
-    root = copy("folder")
-    originals.write_tone(root / "cat" / "long.wav", 300, longest, 8000)
-    (root / "cat" / "bad.wav").write_text("no audio")
-    os.mkfifo(root / "cat" / "pipe.wav")
-    source = READERS["folder"](root)
-    assert source.samples == round(seconds * 16_000)
-    assert f"clips of {seconds:g} s, the longest file's length up to 5 s" in source.notes
-    assert folder.source("f", root, seconds=0.25, rate=8000).samples == 2000
+@pytest.mark.parametrize(
+    ("lengths", "seconds", "said"),
+    [
+        ([0.05], 0.1, "median 0.05 s, longest 0.05 s"),
+        ([0.4] * 19 + [6.0], 0.4, "median 0.4 s, longest 6 s"),
+        ([0.4] * 17 + [0.634] * 2 + [6.0], 0.64, "median 0.4 s, longest 6 s"),
+        ([0.4] * 11 + [2.31] * 9, 2.4, "median 0.4 s, longest 2.31 s"),
+        ([6.0], 5.0, "median 6 s, longest 6 s), at most 5 s"),
+    ],
+)
+def test_length_of_a_clip_is_a_quantile_of_the_recordings(tmp_path, lengths, seconds, said):
+    rows = [[f"{label}{i}.wav", label] for label in "ab" for i in range(10)]
+    for number, (file, _) in enumerate(rows):
+        originals.write_tone(tmp_path / file, 200 + number, lengths[number % len(lengths)], 4000)
+    rows += [[f"{kind}{i}.wav", "a"] for kind in ("bad", "pipe") for i in range(2)]
+    for i in range(2):
+        (tmp_path / f"bad{i}.wav").write_text("no audio")
+        os.mkfifo(tmp_path / f"pipe{i}.wav")
+    source = folder.source("f", table(tmp_path, *rows))
+    assert source.samples == round(seconds * 4000)
+    assert any(
+        note.startswith(f"clips of {seconds:g} s, the 95 % quantile of the recordings' lengths ({said}")
+        and note.endswith("; #seconds=S and #rate=R say others")
+        for note in source.notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("rates", "rate", "said"),
+    [
+        ([8000], 8000, "at 8,000 Hz, the files' rate"),
+        ([44_100], 16_000, "at 16,000 Hz, the most for files of 44,100 Hz"),
+        ([8000, 22_050, 8000], 8000, "at 8,000 Hz, the rate of 13 of 20 files"),
+        ([8000, 11_025], 11_025, "at 11,025 Hz, the rate of 10 of 20 files"),
+        ([2000], 16_000, "at 16,000 Hz, for no file has a rate that can be read"),
+    ],
+)
+def test_rate_of_a_folder_is_that_of_its_files(tmp_path, rates, rate, said):
+    rows = ten_each()
+    for number, (file, _) in enumerate(rows):
+        originals.write_tone(tmp_path / str(file), 200 + number, 0.2, rates[number % len(rates)])
+    source = folder.source("f", table(tmp_path, *rows), seconds=0.25)
+    assert (source.sample_rate, source.samples) == (rate, -(-rate // 4))
+    assert f"clips {said}; #rate=R says another" in source.notes
+    source = folder.source("f", tmp_path / "list.csv", rate=12_000)
+    assert (source.sample_rate, source.samples) == (12_000, 2400)
+    assert any(note.endswith("longest 0.2 s); #seconds=S says another") for note in source.notes)
+    said = folder.source("f", tmp_path / "list.csv", seconds=0.25, rate=8000).notes
+    assert not any("clips" in note for note in said)
 
 
 def test_lengths_that_cannot_be(written):
@@ -784,6 +841,7 @@ def test_few_absent_files_of_a_table_are_bad(tmp_path):
 
 
 HEADER = ("path", "label", "split", "group")
+FOLDED = ("path", "label", "fold")
 TABLE = {
     "no column": ([["a.wav", "a"]], ("path", "class"), "no column label; it has path, class, and needs path, label"),
     "column twice": ([["a.wav", "a", "b"]], ("path", "label", "Label"), "the column label is there twice"),
@@ -810,6 +868,16 @@ TABLE = {
         [*ten_each(lambda i: SPLITS[i % 3]), ["c.wav", "c", "test"]],
         HEADER[:3],
         "no training file for the class c; add some, or remove",
+    ),
+    "fold": (ten_each(lambda i: "one"), FOLDED, r"line 2: a0\.wav has the fold 'one'; folds are numbers from 1 to 99"),
+    "fold 0": (ten_each(lambda i: i % 5), FOLDED, r"line 2: a0\.wav has the fold '0'; folds are numbers from 1"),
+    "no fold": (ten_each(lambda i: i % 5 + 1 if i else ""), FOLDED, r"line 2: a0\.wav has the fold ''"),
+    "fold gone": (ten_each(lambda i: (1, 2, 4)[i % 3]), FOLDED, r"list\.csv has no clip in fold 3 of 1 to 4"),
+    "two folds": (ten_each(lambda i: i % 2 + 1), FOLDED, r"list\.csv has 2 folds, and needs 3"),
+    "group in two folds": (
+        ten_each(lambda i: i % 3 + 1, lambda i: "x"),
+        ("path", "label", "fold", "group"),
+        r"the group x is in fold 1 \(line 2\) and in fold 2 \(line 3\); a group has one fold",
     ),
     "few groups": (
         ten_each(lambda i: f"speaker {i % 2}"),
@@ -858,6 +926,70 @@ def test_parquet_that_does_not_fit(tmp_path):
     assert "row 21: c.wav has the label ''" in refused(folder.source, "t", path)
 
 
+# Folds
+
+
+def fold_of(source: Source) -> dict[str, int]:
+    return dict(zip(source.files, source.folds.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table_with_folds(tmp_path, suffix):
+    rows = ten_each(lambda i: i % 5 + 1, lambda i: f"speaker {i}")
+    path = table(tmp_path, *rows, header=("path", "label", "fold", "group"), suffix=suffix)
+    source = folder.source("t", path)
+    assert fold_of(source) == {str(row[0]): row[2] for row in rows}
+    assert np.array_equal(source.splits, fold_splits(source.folds, 5))
+    assert folder.folds(path) == 5
+    assert "leave out #folds=4" in refused(folder.source, "t", path, folds=4)
+    few = "few groups: 2 in each fold; where a fold has under five"
+    assert any(note.startswith(few) and "--folds" in note for note in source.notes)
+    assert not any("drawn" in note for note in source.notes)
+
+
+def test_folds_come_before_splits(tmp_path):
+    rows = ten_each(lambda i: SPLITS[i % 3], lambda i: i % 5 + 1)
+    source = folder.source("t", table(tmp_path, *rows, header=("path", "label", "split", "fold")))
+    assert np.array_equal(source.splits, fold_splits(source.folds, 5))
+    assert "the splits that are given do not count: the folds say what is tested" in source.notes
+    path = table(tmp_path, *[row[:3] for row in rows], header=HEADER[:3])
+    assert folder.folds(path) == 0
+    drawn = folder.source("t", path, folds=3)
+    assert "the splits that are given do not count: the folds say what is tested" in drawn.notes
+    assert "folds: 3, drawn by seed 0, stratified by class" in drawn.notes
+    assert set(drawn.folds.tolist()) == {1, 2, 3}
+
+
+def test_folds_are_drawn_by_group(tmp_path):
+    """Six speakers of two words in six folds: each is tested once."""
+    rows = [[f"{label}{i}.wav", label, f"speaker {i % 6}"] for label in "ab" for i in range(18)]
+    path = table(tmp_path, *rows, header=("path", "label", "group"))
+    source = folder.source("t", path, folds=6)
+    assert len(set(zip(source.folds.tolist(), source.groups, strict=True))) == 6
+    assert np.bincount(source.folds).tolist() == [0, *[6] * 6]
+    assert "folds: 6, drawn by seed 0, stratified by class, groups kept whole" in source.notes
+    assert not np.array_equal(folder.source("t", path, seed=1, folds=6).folds, source.folds)
+    message = refused(folder.source, "t", path, folds=7)
+    assert "t: there are 6 groups, and each of 7 folds needs one; choose 3 to 6" in message
+    plain = folder.source("t", path)
+    few = "few groups: 4 in train, 1 in valid, 1 in test; where a split has under five"
+    assert any(note.startswith(few) and note.endswith("with #folds=6 and --folds") for note in plain.notes)
+
+
+def test_enough_groups_are_not_noted(tmp_path):
+    rows = [[f"{label}{i}.wav", label, i] for label in "ab" for i in range(40)]
+    for path in (table(tmp_path, *rows, header=("path", "label", "group")), table(tmp_path / "plain", *ten_each())):
+        assert not any("few groups" in note for note in folder.source("t", path).notes)
+
+
+def test_folds_of_a_folder(written):
+    source = folder.source("t", written["folder"], folds=5)
+    assert Counter(zip(source.labels.tolist(), source.folds.tolist(), strict=True)) == {
+        (label, fold): 2 for label in (0, 1) for fold in range(1, 6)
+    }
+    assert folder.folds(written["folder"]) == 0
+
+
 # The drawing of splits
 
 
@@ -881,7 +1013,7 @@ def test_drawn_splits_are_stratified_and_independent_of_order(labels, seed, rand
         held = [sum(x == label and s == split for x, s in zip(labels, splits, strict=True)) for split in range(3)]
         assert min(held) >= 1
         assert sum(held) == count
-        for got, weight in zip(held, folder.WEIGHTS, strict=True):
+        for got, weight in zip(held, drawing.WEIGHTS, strict=True):
             # A class of three has to give one clip to each split.
             assert abs(got - count * weight / 100) <= (1 if count > 3 else 1.1)
     order = list(range(len(items)))
@@ -924,6 +1056,32 @@ def test_drawn_splits_keep_groups_whole(rows, seed, random):
     assert np.array_equal(shuffled, splits[order])
 
 
+@settings(max_examples=50, deadline=None)
+@given(grouped(), st.integers(0, 3), st.integers(3, 6), st.randoms(use_true_random=False))
+def test_drawn_folds_keep_groups_whole(rows, seed, count, random):
+    labels, groups = rows
+    items = clips_of(labels, groups)
+    folds = drawn_folds(items, labels, seed, count)
+    assert len(set(zip(groups, folds.tolist(), strict=True))) == len(set(groups))
+    assert len(set(folds.tolist())) == min(count, len(set(groups)))
+    order = list(range(len(items)))
+    random.shuffle(order)
+    shuffled = drawn_folds([items[i] for i in order], [labels[i] for i in order], seed, count)
+    assert np.array_equal(shuffled, folds[order])
+
+
+@settings(max_examples=40, deadline=None)
+@given(labelled(), st.integers(3, 6))
+def test_drawn_folds_are_stratified(labels, count):
+    folds = drawn_folds(clips_of(labels), labels, 0, count)
+    assert set(folds.tolist()) <= set(range(1, count + 1))
+    for label in set(labels):
+        sizes = np.bincount(folds[np.array(labels) == label], minlength=count + 1)[1:]
+        assert sizes.max() - sizes.min() <= 1
+    sizes = np.bincount(folds, minlength=count + 1)[1:]
+    assert sizes.max() - sizes.min() <= 1
+
+
 @pytest.mark.parametrize("nested", [True, False])
 def test_shares_with_groups_are_near(nested):
     """60 speakers of 5 to 20 clips, of one class each or of all five."""
@@ -937,7 +1095,7 @@ def test_shares_with_groups_are_near(nested):
     splits = stratified(clips_of(labels.tolist(), [group for _, group in rows]), labels.tolist(), 0)
     for label in range(5):
         shares = np.bincount(splits[labels == label], minlength=3) / (labels == label).sum()
-        assert np.abs(shares - np.array(folder.WEIGHTS) / 100).max() < 0.08
+        assert np.abs(shares - np.array(drawing.WEIGHTS) / 100).max() < 0.08
 
 
 def test_class_has_all_splits_where_its_groups_allow_it():

@@ -509,6 +509,47 @@ def test_a_store_of_an_older_version_opens(tmp_path):
     store = ClipStore.open(path)
     assert (store.fold_count, store.notes, store.recordings) == (0, [], "")
     assert np.isnan(store.recording_seconds).all()
+    assert store.groups == [""] * 40
+
+
+def test_groups_are_kept_beside_the_clips(tmp_path):
+    """They are no part of the content: a store that has none, or others, gets them and decodes nothing."""
+    source = bad_rows(make_source(), {3: "silent"})
+    plain = build(tmp_path / "toy", source, allow_bad=1)
+    assert not (plain.path / "groups.txt").exists()
+    for names in ([f"speaker {i % 7}" for i in range(40)], ["", *map(str, range(39))], [""] * 40):
+        never = replace(source, groups=names, decode=lambda a, b: (source.decode(a, b)[0], ["silent"]))
+        store = build(tmp_path / "toy", never, allow_bad=1)
+        assert store.groups == [*names[:3], *names[4:]]
+        assert (store.fingerprint, store.manifest) == (plain.fingerprint, plain.manifest)
+        assert ClipStore.open(store.path).groups == store.groups
+        fresh = build(tmp_path / f"fresh {names[1]}", replace(source, groups=names), allow_bad=1)
+        assert (fresh.groups, fresh.fingerprint) == (store.groups, store.fingerprint)
+    (store.path / "groups.txt").write_text("speaker 1\n")
+    with pytest.raises(DamagedStore, match=r"groups\.txt has 10 of"):
+        ClipStore.open(store.path)
+
+
+def test_groups_of_a_store_that_cannot_be_written_are_done_without(tmp_path, monkeypatch):
+    store = build(tmp_path / "toy", make_source())
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(building, "held", refuse)
+    again = build(tmp_path / "toy", replace(make_source(), groups=["x"] * 40))
+    assert (again.groups, again.fingerprint) == ([""] * 40, store.fingerprint)
+
+
+@pytest.mark.parametrize(("length", "said"), [(0.24, True), (0.25, False), (np.nan, False)])
+def test_clips_that_are_mostly_padding_are_noted(tmp_path, length, said):
+    source = make_source()
+    lengths = np.full(40, length, np.float32)
+    lengths[:15] = 0.5
+    told = replace(source, decode=lambda a, b: clips.Decoded(source.decode(a, b)[0], [None] * (b - a), lengths[a:b]))
+    store = build(tmp_path / "toy", told)
+    assert [note.startswith("most of a clip is padding: it has 0.5 s") for note in store.notes] == [True] * said
+    assert build(tmp_path / "toy", told).notes == store.notes
 
 
 def test_building_holds_little_in_memory(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from clar import datasets
+from clar.cli import configure
 from clar.clips import SPLITS, ClipStore
 from clar.datasets import notes, scenes, speech_commands
 from clar.datasets.__main__ import export_folder
@@ -306,6 +307,45 @@ def test_what_a_folder_holds_besides_is_noted(cache, tmp_path):
         "left out: 1 audio file in no class's folder, first test/loose.wav",
         "left out: 2 files not called as audio is, first test/dog/about.txt",
     ]
+
+
+def test_folds_of_ones_own(cache, tmp_path):
+    """Known without building, and from the store where the table is gone."""
+    rows = [(f"{label}{i}.wav", label, i % 5 + 1) for label in ("cat", "dog") for i in range(5)]
+    for number, (file, _, _) in enumerate(rows):
+        originals.write_tone(tmp_path / file, 300 + number)
+    originals.write_table(tmp_path / "t.csv", ("path", "label", "fold"), rows)
+    name = f"folder:{tmp_path / 't.csv'}"
+    assert datasets.folds(name) == 5
+    assert configure(name, None, [], gpu=False).fold == 5
+    with pytest.raises(UserError, match=r"fold = 6: .* has folds 1 to 5"):
+        configure(name, None, ["fold=6"], gpu=False)
+    store = datasets.load(name)
+    assert store.fold_count == 5
+    (tmp_path / "t.csv").rename(tmp_path / "u.csv")
+    assert datasets.folds(name) == 5
+    originals.write_table(tmp_path / "u.csv", ("path", "label"), [row[:2] for row in rows])
+    assert datasets.folds(f"folder:{tmp_path / 'u.csv'}") == 0
+    drawn = f"folder:{tmp_path / 'u.csv'}#folds=3"
+    assert datasets.canonical(drawn) == drawn
+    assert (datasets.folds(drawn), datasets.load(drawn).fold_count) == (3, 3)
+    with pytest.raises(UserError, match="nothing is at"):
+        datasets.folds(f"folder:{tmp_path / 'gone.csv'}")
+
+
+def test_notes_are_shown_when_a_set_is_built(cache, tmp_path, capsys, run_datasets):
+    """Whoever starts a sweep on it sees them; `prepare` and `info` show them always, and once."""
+    originals.write_folder(tmp_path / "set")
+    name = f"folder:{tmp_path / 'set'}"
+    store = datasets.load(name)
+    said = capsys.readouterr().err
+    assert len(store.notes) == 2
+    assert all(f"{name}: {note}\n" in said for note in store.notes)
+    datasets.load(name)
+    assert capsys.readouterr().err == ""
+    for arguments in (("prepare", f"{name}#seed=1"), ("info", f"{name}#seed=2"), ("info", name)):
+        done = run_datasets(*arguments)
+        assert (done.stdout + done.stderr).count("clips of 0.1 s, the") == 1
 
 
 def test_one_class_is_no_task(cache, tmp_path):

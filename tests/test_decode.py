@@ -15,7 +15,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clar.datasets.decode import HIGHEST_RATE, LOWEST_RATE, Unusable, decode, decode_files, resample, seconds_of
+from clar.datasets.decode import HIGHEST_RATE, LOWEST_RATE, Unusable, decode, decode_files, header_of, resample
 
 RATE = SAMPLES = 16_000
 
@@ -264,7 +264,9 @@ def test_lengths_by_the_header(tmp_path):
         (tmp_path / name).write_bytes(content)
     os.mkfifo(tmp_path / "pipe.wav")
     names = [*contents, "pipe.wav", "absent.wav", "."]
-    assert [seconds_of(os.fsencode(tmp_path / name)) for name in names] == [2.5, 1.25, 1.25, np.inf, *[0] * 6]
+    assert [header_of(os.fsencode(tmp_path / name)) for name in names] == [
+        (2.5, 8000), (1.25, RATE), (1.25, RATE), (np.inf, RATE), *[(0, 0)] * 6
+    ]  # fmt: skip
 
 
 def test_flac_behind_an_id3_tag_is_whole(tmp_path):

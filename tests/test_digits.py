@@ -89,6 +89,7 @@ def test_two_thousand_clips_are_a_hundred_speakers():
     assert np.bincount(source.splits).tolist() == [1400, 300, 300]
     assert len({speaker.name for speaker in digits.speakers()}) == 100
     assert len(set(source.files)) == 2000
+    assert source.groups == [file.split("/")[1].split("_")[0] for file in source.files]
 
 
 def test_no_voice_is_in_two_splits():

@@ -123,6 +123,7 @@ def test_default_size():
     assert sorted(family.classes) == list(family.classes)
     assert np.bincount(family.splits).tolist() == [1320, 264, 264]
     assert len(set(family.files)) == 1848
+    assert family.groups == pitch.groups == [file.split("/")[1].split("-")[0] for file in family.files]
 
 
 @pytest.mark.parametrize("n", [165, 330, 495, 990, 1848, 3000])

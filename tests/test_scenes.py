@@ -117,6 +117,7 @@ def test_files_are_named_as_those_of_esc_50():
         assert fold_of.setdefault(recording, fold) == fold
         takes_of.setdefault(recording, set()).add(take)
     assert len(takes_of) == 200
+    assert source.groups == [file.split("-")[1] for file in source.files]
     assert all(takes == {"A", "B"} for takes in takes_of.values())
 
 

@@ -106,7 +106,7 @@ FOLDERS = {
 
 PATHS = {
     "folder": "audio files of your own: a folder per class, or a CSV or Parquet file with columns path, label "
-    "and, if there are, split and group; folder:PATH#seconds=2#rate=16000#seed=0",
+    "and, if there are, split, group and fold; folder:PATH#seconds=2#rate=16000#seed=0, #folds=5 draws folds",
     "hear": "a scene classification task of the HEAR benchmark, from its folder",
 }
 """Data sets whose name says where they are, after a colon."""
@@ -124,7 +124,9 @@ def names() -> tuple[str, ...]:
     return (*EMBEDDED, *FOLDERS, *PATHS)
 
 
-def load(name: str, root: str | os.PathLike[str] | None = None, allow_bad: int | None = None) -> ClipStore:
+def load(
+    name: str, root: str | os.PathLike[str] | None = None, allow_bad: int | None = None, quiet: bool = False
+) -> ClipStore:
     """The data set `name`, built first where it must be.
 
     Args:
@@ -133,11 +135,19 @@ def load(name: str, root: str | os.PathLike[str] | None = None, allow_bad: int |
             None: where it was last prepared from, else `$CLAR_DATA`. With a root the folder is listed, and decoded anew
             where files have changed; without, a built store is just opened.
         allow_bad: files that may be unreadable or silent; none: 1 %.
+        quiet: do not print the notes of a store that is built now, for the caller shows them.
 
     Raises:
         UserError: no such data set, no root is known, the data are not as they must be, or the cache folder cannot be
             written.
     """
+    store = _load(name, root, allow_bad)
+    if store.fresh and not quiet:
+        print("".join(f"{store.name}: {note}\n" for note in store.notes), end="", file=sys.stderr)
+    return store
+
+
+def _load(name: str, root: str | os.PathLike[str] | None, allow_bad: int | None) -> ClipStore:
     base, option = _parse(name)
     if base in FOLDERS:
         with listing.reading(name, Path(root or ".")):
@@ -149,7 +159,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, allow_bad: int |
         with listing.reading(name, _place(base, option).path):
             return _load_path(name, base, option, allow_bad)
     path = _embedded_path(base, option)
-    return _open_whole(path) or build(path, EMBEDDED[base].source(_clips(base, option)), allow_bad)
+    store = _open_whole(path)
+    if store and store.grouped:
+        return store
+    return build(path, EMBEDDED[base].source(_clips(base, option)), allow_bad)
 
 
 def canonical(name: str) -> str:
@@ -186,20 +199,23 @@ def takes_root(name: str) -> bool:
 
 
 def folds(name: str) -> int:
-    """How many official folds the data set has; 0: none.
+    """How many folds the data set has, official ones or one's own; 0: none.
 
     Raises:
-        UserError: the name is wrong, or the folder that it names is none of the HEAR benchmark.
+        UserError: the name is wrong, nothing is where it says, or the data set there is none.
     """
     base, option = _parse(name)
-    if base == "hear":
+    if base in PATHS:
         place = _place(base, option)
+        if place.folds:
+            return place.folds
         with listing.reading(name, place.path):
             if place.path.exists():
-                return hear.folds(place.path)
+                return hear.folds(place.path) if base == "hear" else folder.folds(place.path)
         _, path = _pointer(str(place))
-        store = path and _open_whole(path)
-        return store.fold_count if store else hear.folds(place.path)
+        if store := path and _open_whole(path):
+            return store.fold_count
+        raise _nothing_at(name, place.path)
     entry = EMBEDDED.get(base) or FOLDERS.get(base)
     return entry.folds if entry else 0
 
@@ -250,7 +266,7 @@ def source(name: str, root: Path) -> Source:
     if base == "hear":
         return hear.source(name, root)
     place = _place(base, option)
-    return folder.source(name, root, place.seconds, place.rate, place.seed)
+    return folder.source(name, root, place.seconds, place.rate, place.seed, place.folds)
 
 
 def unpacked(name: str, root: str | os.PathLike[str]) -> Path:
@@ -337,16 +353,18 @@ class _Place:
     base: str
     path: Path
     seconds: float | None = None
-    rate: int = 16_000
+    rate: int | None = None
     seed: int = 0
+    folds: int = 0
 
     def __str__(self) -> str:
         settings = [
             f"#{name}={value:g}" if name == "seconds" else f"#{name}={value}"
             for name, value, default in (
-                ("seconds", self.seconds, None), ("rate", self.rate, 16_000), ("seed", self.seed, 0)
+                ("seconds", self.seconds, None), ("rate", self.rate, None), ("seed", self.seed, 0),
+                ("folds", self.folds, 0),
             )
-            if value != default and value is not None
+            if value != default
         ]  # fmt: skip
         return f"{self.base}:{self.path}" + "".join(settings)
 
@@ -355,6 +373,7 @@ _SETTINGS: dict[str, tuple[Callable[[str], float], float, float]] = {
     "seconds": (float, 0.05, 60),
     "rate": (int, 4_000, 48_000),
     "seed": (int, 0, 2**31),
+    "folds": (int, 3, folder.MOST_FOLDS),
 }
 """Of `folder:PATH#...`: how each is read, its least and its largest value."""
 
@@ -404,7 +423,11 @@ def _load_path(name: str, base: str, option: str, allow_bad: int | None) -> Clip
     store = path and _open_whole(path)
     if store:  # prepared before, and its files are elsewhere now
         return store
-    raise UserError(f"{name}: nothing is at {place.path}; name the folder or the table of the data set")
+    raise _nothing_at(name, place.path)
+
+
+def _nothing_at(name: str, path: Path) -> UserError:
+    return UserError(f"{name}: nothing is at {path}; name the folder or the table of the data set")
 
 
 def _open_whole(path: Path) -> ClipStore | None:

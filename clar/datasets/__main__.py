@@ -98,7 +98,7 @@ def prepare(
         originals.unpack_given(name, root or datasets.place_of(name), archive)
     elif base in datasets.FOLDERS and root is not None:
         originals.obtain(name, root, url or (), checksum, keep_archive)
-    store = datasets.load(name, root, allow_bad)
+    store = datasets.load(name, root, allow_bad, quiet=True)
     print("\n".join([f"{store!r}", f"in {store.path}", *store.notes]))
 
 
@@ -116,7 +116,7 @@ def info(
     """What is in a data set, which is decoded first if need be, and a picture of it."""
     from clar.datasets.picture import draw
 
-    store = datasets.load(name, root)
+    store = datasets.load(name, root, quiet=True)
     hours = len(store) * store.seconds / 3600
     print(f"{store!r}\nfingerprint {store.fingerprint}\nin {store.path}")
     print(f"{store.seconds:g} s a clip, {hours:.2f} h in all, {store.sample_rate:,} Hz, {len(store.classes)} classes")

@@ -209,8 +209,9 @@ def _plain_header(head: bytes, size: int) -> tuple[int, int, int] | None:
     return None
 
 
-def seconds_of(path: bytes) -> float:
-    """The length of a recording by its header: infinite where that does not say, 0 where it cannot be read.
+def header_of(path: bytes) -> tuple[float, int]:
+    """The seconds and the rate of a recording by its header: infinite seconds where that does not say, zeros where it
+    cannot be read.
 
     For plain WAV files in a fifth of libsndfile's time.
     """
@@ -221,18 +222,18 @@ def seconds_of(path: bytes) -> float:
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):  # to open a named pipe would wait for a writer
-                return 0
+                return 0, 0
             found = _plain_header(os.read(file, 256), status.st_size)
         finally:
             os.close(file)
         if found is not None:
-            return found[2] / found[0]
+            return found[2] / found[0], found[0]
         info = soundfile.info(path)
     except (soundfile.LibsndfileError, OSError, TypeError, ValueError):  # named when it is decoded
-        return 0
-    if info.frames >= _UNKNOWN:
-        return math.inf
-    return info.frames / info.samplerate if info.format != "RAW" else 0
+        return 0, 0
+    if info.format == "RAW" or not info.frames:
+        return 0, 0
+    return (math.inf if info.frames >= _UNKNOWN else info.frames / info.samplerate), info.samplerate
 
 
 # Everything else

@@ -160,6 +160,7 @@ def source(clips: int = CLIPS) -> Source:
         stamps=[f"v{VERSION}"] * (len(takes) * len(WORDS)),
         labels=np.tile(np.arange(len(WORDS)), len(takes)),
         splits=np.repeat(np.array([SPLITS.index(w.split) for w in who], np.uint8), len(WORDS)),
+        groups=[speaker.name for speaker in who for _ in WORDS],
         decode=_decode,
         shard=4 * len(WORDS),
     )

@@ -72,6 +72,7 @@ def _scan(name: str, root: Path) -> Source:
         sample_rate=SAMPLE_RATE,
         samples=SAMPLES,
         folds=folds,
+        groups=[row.cells["src_file"] for row in chosen],
         notes=notes,
     )
 

@@ -1,22 +1,23 @@
 """Anybody's recordings: a folder with a sub-folder a class, or a table (CSV or Parquet) of paths and labels.
 
-Where no splits are given they are drawn: stratified by class, no group in two splits, by the hash of the files' names,
-so that they are the same on every machine, do not depend on any order, and stay what they are when files are added.
+What is not given comes from the data: splits are drawn (`clar.datasets.drawing`), the length of a clip and the rate are
+those of the recordings.
 """
 
-import hashlib
 import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clar.clips import SPLITS, Source
+from clar.clips import SPLITS, Source, fold_splits
 from clar.datasets import listing
+from clar.datasets.decode import HIGHEST_RATE, LOWEST_RATE, header_of
+from clar.datasets.drawing import WEIGHTS, Clip, drawn_folds, stratified, unit_of
 from clar.datasets.listing import Row, shown
 from clar.errors import UserError, near
 
@@ -32,70 +33,80 @@ SPLIT_OF = {
 }
 """The words for the splits, in any case of letters."""
 
-WEIGHTS = (70, 15, 15)
-"""Percent of the clips of a class in train, valid and test, where splits are drawn."""
+SHORTEST, LIMIT = 0.1, 5.0
+"""Seconds of a clip, where the caller does not say how long it is."""
 
-LIMIT = 5.0
-"""Seconds of a clip at most, where the caller does not say how long it is."""
+QUANTILE = 95
+"""Percent of the recordings that fit into a clip, where the caller does not say how long it is: were the longest the
+measure, most of a clip would be padding."""
 
+TOP_RATE = 16_000
+"""Hertz at most, where the caller does not say the rate."""
 
-class Clip(NamedTuple):
-    """One file of the data set.
+MOST_FOLDS = 99
 
-    Attributes:
-        path: relative to the root, or absolute.
-        label: name of the class.
-        where: it is listed, such as `line 3`; empty where the folder itself is the list.
-        split: as it is given, a name in `SPLITS`, else empty.
-        group: as it is given, such as a speaker; else empty.
-    """
-
-    path: str
-    label: str
-    where: str = ""
-    split: str = ""
-    group: str = ""
+FEW_GROUPS = 5
+"""Groups of a split under which its value hangs on who they are: with six speakers, one of them for testing, a baseline
+had from 29 to 85 by who that was."""
 
 
-def source(name: str, root: Path, seconds: float | None = None, rate: int = 16_000, seed: int = 0) -> Source:
+class Settings(NamedTuple):
+    """What the caller says about the clips: their length in seconds (None: of the recordings), their rate in hertz
+    (None: of the files), the seed of what is drawn, and how many folds to draw (0: none)."""
+
+    seconds: float | None = None
+    rate: int | None = None
+    seed: int = 0
+    folds: int = 0
+
+
+def source(
+    name: str, root: Path, seconds: float | None = None, rate: int | None = None, seed: int = 0, folds: int = 0
+) -> Source:
     """The recordings in the folder, or listed in the table, `root`.
 
     A folder has a sub-folder a class, whose own sub-folders belong to that class; or a sub-folder a split (`train`,
     `valid` or `validation`, `test`), which has those. A table is a `.csv` or `.parquet` file with the columns `path`
-    (relative to the table's folder, or absolute), `label`, and if there are any `split` and `group`. Clips of a group,
-    such as a speaker, are in one split. Classes are sorted, by value where all are numbers; files are sorted by class,
-    then by path.
+    (relative to the table's folder, or absolute), `label`, and if there are any `split`, `group` and `fold`. Clips of a
+    group, such as a speaker, are in one split, or fold. Where there are folds, splits do not count. Classes are sorted,
+    by value where all are numbers; files are sorted by class, then by path.
 
     Args:
         name: of the data set.
         root: the folder, or the table.
-        seconds: length of a clip. None: that of the longest file, up to 5 s, rounded up to 0.1 s.
-        rate: hertz.
-        seed: of the splits, where they are not given.
+        seconds: length of a clip. None: the `QUANTILE` of the recordings' lengths, rounded up, from 0.1 to 5 s.
+        rate: hertz. None: the files' most common rate, at most 16,000.
+        seed: of the splits or folds, where they are not given.
+        folds: how many to draw; 0: those of the table, if it has any.
 
     Raises:
         UserError: something is missing, cannot be read or is broken, a file is there twice, a group or file is in two
-            splits, a split's name is unknown, a label is empty, there is one class only, or a class is too small to
-            have all splits.
+            splits or folds, a split's name is unknown, a fold is no number or has no clip, a label is empty, there is
+            one class only, or a class is too small to have all splits.
     """
-    if seconds is not None and not 1 / rate <= seconds < 3600:
+    if seconds is not None and not 1 / (rate or TOP_RATE) <= seconds < 3600:
         raise UserError(f"{shown(name)}: clips of {seconds:g} s; choose a length below an hour")
     with listing.reading(name, root):
+        settings = Settings(seconds, rate, seed, folds)
         if root.is_dir():
-            return _source(name, root, *_scan(root), seconds, rate, seed)
+            return _source(name, root, *_scan(root), settings)
         clips, stamps = _read_table(name, root)
-        return _source(name, root.parent, clips, stamps, [], seconds, rate, seed)
+        return _source(name, root.parent, clips, stamps, [], settings)
+
+
+def folds(path: Path) -> int:
+    """How many folds the table `path` has; 0: it has none, or is a folder.
+
+    Raises:
+        UserError: the table is broken, or one of its folds is no number.
+    """
+    if path.is_dir():
+        return 0
+    return max(clip.fold for clip in _read_clips(str(path), path))
 
 
 def _source(
-    name: str,
-    root: Path,
-    clips: list[Clip],
-    stamps: dict[str, str],
-    notes: list[str],
-    seconds: float | None,
-    rate: int,
-    seed: int,
+    name: str, root: Path, clips: list[Clip], stamps: dict[str, str], notes: list[str], settings: Settings
 ) -> Source:
     classes = _in_order({clip.label for clip in clips})
     if len(classes) < 2:
@@ -103,15 +114,9 @@ def _source(
     position = {label: place for place, label in enumerate(classes)}
     clips.sort(key=lambda clip: (position[clip.label], clip.path))
     labels = [position[clip.label] for clip in clips]
-    splits, said = _splits(name, clips, labels, seed)
-    listing.check_training(name, classes, labels, splits.tolist())
-    if seconds is None:
-        seconds = listing.longest(root, [clip.path for clip in clips], LIMIT)
-        if not seconds:
-            raise UserError(
-                f"{shown(name)}: none of {len(clips):,} audio files can be read, first {shown(clips[0].path)}"
-            )
-        said.append(f"clips of {seconds:g} s, the longest file's length up to {LIMIT:g} s")
+    folds_N, splits_N, said = _parts(name, clips, labels, settings)
+    listing.check_training(name, classes, labels, splits_N.tolist())
+    seconds, rate, measured = _length_and_rate(name, root, clips, settings)
     return listing.listed_source(
         name=name,
         root=root,
@@ -119,11 +124,62 @@ def _source(
         files=[clip.path for clip in clips],
         stamps=[stamps[clip.path] for clip in clips],
         labels=labels,
-        splits=splits,
+        splits=splits_N,
+        folds=folds_N,
+        groups=[clip.group for clip in clips],
         sample_rate=rate,
         samples=max(1, math.ceil(seconds * rate - 1e-6)),
-        notes=[*notes, *said, *listing.coverage(classes, labels, splits.tolist())],
+        notes=[
+            *notes,
+            *said,
+            *measured,
+            *listing.coverage(classes, labels, splits_N.tolist()),
+            *_few_groups(clips, splits_N, folds_N),
+        ],
     )
+
+
+def _length_and_rate(name: str, root: Path, clips: list[Clip], settings: Settings) -> tuple[float, int, list[str]]:
+    """Seconds and hertz of a clip, by the headers of the files where the caller does not say, and a note about them."""
+    seconds, rate = settings.seconds, settings.rate
+    if seconds is not None and rate is not None:
+        return seconds, rate, []
+    # A third of the time of a Path.
+    headers = [header_of(os.fsencode(os.path.join(root, clip.path))) for clip in clips]  # noqa: PTH118
+    lengths = sorted(length for length, _ in headers if length)
+    if not lengths:
+        raise UserError(f"{shown(name)}: none of {len(clips):,} audio files can be read, first {shown(clips[0].path)}")
+    of_length = of_rate = ""
+    if seconds is None:
+        wanted = lengths[math.ceil(QUANTILE / 100 * len(lengths)) - 1]
+        seconds = min(max(_rounded_up(min(wanted, LIMIT)), SHORTEST), LIMIT)
+        median, most = lengths[len(lengths) // 2], lengths[-1]
+        of_length = (
+            f" of {seconds:g} s, the {QUANTILE} % quantile of the recordings' lengths (median {median:.3g} s, longest "
+            f"{'not known' if math.isinf(most) else f'{most:.3g} s'}){f', at most {LIMIT:g} s' * (wanted > LIMIT)}"
+        )
+    if rate is None:
+        rate, why = _common_rate([hertz for _, hertz in headers if LOWEST_RATE <= hertz <= HIGHEST_RATE])
+        of_rate = f"{',' * bool(of_length)} at {rate:,} Hz, {why}"
+    ways = ["#seconds=S"] * bool(of_length) + ["#rate=R"] * bool(of_rate)
+    say = "say others" if len(ways) > 1 else "says another"
+    return seconds, rate, [f"clips{of_length}{of_rate}; {' and '.join(ways)} {say}"]
+
+
+def _rounded_up(seconds: float) -> float:
+    """To 0.01 s, from a second on to 0.1 s: a file more seldom changes it."""
+    steps = 100 if seconds < 1 else 10
+    return math.ceil(round(seconds * steps, 6)) / steps
+
+
+def _common_rate(rates: list[int]) -> tuple[int, str]:
+    """The rate of most files, of two the higher one, at most `TOP_RATE`; and why it is that."""
+    if not rates:
+        return TOP_RATE, "for no file has a rate that can be read"
+    count, rate = max((count, rate) for rate, count in Counter(rates).items())
+    if rate > TOP_RATE:
+        return TOP_RATE, f"the most for files of {rate:,} Hz"
+    return rate, "the files' rate" if count == len(rates) else f"the rate of {count:,} of {len(rates):,} files"
 
 
 def _in_order(labels: set[str]) -> list[str]:
@@ -239,14 +295,30 @@ def _walk(root: Path, top: str, seen: _Seen, others: list[str]) -> Iterator[tupl
 
 def _read_table(name: str, path: Path) -> tuple[list[Clip], dict[str, str]]:
     """The clips that the table lists, and their stamps."""
+    clips = _read_clips(name, path)
+    return clips, _stamps(path, clips)
+
+
+def _read_clips(name: str, path: Path) -> list[Clip]:
     if not path.is_file():
         raise UserError(f"{shown(name)}: no folder and no file {shown(path)}")
     readers = {".csv": listing.read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise UserError(f"{shown(path)}: neither a folder nor a table, which is a .csv or a .parquet file")
-    rows = readers[path.suffix.lower()](path, ("path", "label"), ("split", "group"))
+    rows = readers[path.suffix.lower()](path, ("path", "label"), ("split", "group", "fold"))
     clips = [_clip(path, row) for row in rows]
-    return clips, _stamps(path, clips)
+    _check_folds(path, {clip.fold for clip in clips})
+    return clips
+
+
+def _check_folds(path: Path, found: set[int]) -> None:
+    count = max(found)
+    if count and (gone := set(range(1, count + 1)) - found):
+        raise UserError(
+            f"{shown(path)} has no clip in fold {min(gone)} of 1 to {count}; number the folds from 1 on, without gaps"
+        )
+    if 0 < count < 3:
+        raise UserError(f"{shown(path)} has {count} folds, and needs 3: to test, to validate, and to train on")
 
 
 def _clip(table: Path, row: Row) -> Clip:
@@ -262,7 +334,13 @@ def _clip(table: Path, row: Row) -> Clip:
             f"{shown(table)}, {row.where}: {shown(path)} has the split {shown(split)!r}{near(split, SPLIT_OF)}"
         )
     given = "" if split is None else SPLIT_OF[split.lower()]
-    return Clip(Path(path).as_posix(), label, row.where, given, row.cells.get("group", ""))
+    fold = row.cells.get("fold", "0")
+    if "fold" in row.cells and not (fold.isascii() and fold.isdigit() and 1 <= int(fold) <= MOST_FOLDS):
+        raise UserError(
+            f"{shown(table)}, {row.where}: {shown(path)} has the fold {shown(fold)!r}; folds are numbers from 1 to "
+            f"{MOST_FOLDS}, and every file has one"
+        )
+    return Clip(Path(path).as_posix(), label, row.where, given, row.cells.get("group", ""), int(fold))
 
 
 def _stamps(table: Path, clips: list[Clip]) -> dict[str, str]:
@@ -325,17 +403,77 @@ def _text(value: object) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
-# Splits
+# Splits and folds
+
+
+def _parts(
+    name: str, clips: list[Clip], labels: list[int], settings: Settings
+) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8], list[str]]:
+    """The fold of each clip, None where there are no folds, its split, and notes."""
+    given, count = clips[0].fold > 0, settings.folds
+    if not given and not count:
+        return None, *_splits(name, clips, labels, settings.seed)
+    if given and count:
+        raise UserError(f"{shown(name)}: its table has a column fold already; leave out #folds={count}")
+    notes = []
+    if given:
+        _check_groups(name, clips, "fold")
+        folds_N = np.array([clip.fold for clip in clips], np.uint8)
+    else:
+        _check_sizes(name, clips)
+        units = len({unit_of(clip) for clip in clips})
+        kind = _kind(clips)
+        if units < count:
+            raise UserError(
+                f"{shown(name)}: there are {units} {kind}s, and each of {count} folds needs one; choose 3 to {units}"
+            )
+        folds_N = drawn_folds(clips, labels, settings.seed, count)
+        notes.append(f"folds: {count}, drawn {_how(clips, settings.seed)}")
+    if clips[0].split:
+        notes.append("the splits that are given do not count: the folds say what is tested")
+    return folds_N, fold_splits(folds_N, int(folds_N.max())), notes
+
+
+def _kind(clips: list[Clip]) -> str:
+    """What is not divided between splits."""
+    return "group" if any(clip.group for clip in clips) else "file"
+
+
+def _how(clips: list[Clip], seed: int) -> str:
+    return f"by seed {seed}, stratified by class{', groups kept whole' * (_kind(clips) == 'group')}"
+
+
+def _few_groups(clips: list[Clip], splits_N: NDArray[np.uint8], folds_N: NDArray[np.uint8] | None) -> list[str]:
+    """A note where a split, or fold, has so few groups that what is measured on it hangs on who they are."""
+    if _kind(clips) == "file":
+        return []
+    kind, parts_N, names = "split", splits_N, list(SPLITS)
+    if folds_N is not None:
+        kind, parts_N = "fold", folds_N - 1
+        names = [f"fold {number}" for number in range(1, int(folds_N.max()) + 1)]
+    members: list[set[str]] = [set() for _ in names]
+    for clip, part in zip(clips, parts_N.tolist(), strict=True):
+        members[part].add(unit_of(clip))
+    if min(map(len, members)) >= FEW_GROUPS:
+        return []
+    total = len(set().union(*members))
+    draw = f"#folds={total if total <= 2 * FEW_GROUPS else FEW_GROUPS} and " if folds_N is None else ""
+    counts = ", ".join(f"{len(groups)} in {name}" for groups, name in zip(members, names, strict=True))
+    if len({len(groups) for groups in members}) == 1:
+        counts = f"{len(members[0])} in each {kind}"
+    return [
+        f"few groups: {counts}; where a {kind} has under five, its value hangs on who they are: test on all in turn, "
+        f"with {draw}--folds"
+    ]
 
 
 def _splits(name: str, clips: list[Clip], labels: list[int], seed: int) -> tuple[NDArray[np.uint8], list[str]]:
     """The split of each clip, and notes: as it is given, or drawn."""
-    grouped = any(clip.group for clip in clips)
-    how = f"by seed {seed}, stratified by class{', groups kept whole' if grouped else ''}"
+    how = _how(clips, seed)
     if not clips[0].split:
         _check_sizes(name, clips)
         return stratified(clips, labels, seed), [f"splits: drawn {how}"]
-    _check_groups(name, clips)
+    _check_groups(name, clips, "split")
     given = np.array([SPLITS.index(clip.split) for clip in clips], np.uint8)
     if (given == SPLITS.index("valid")).any():
         return given, []
@@ -349,11 +487,11 @@ def _check_sizes(name: str, clips: list[Clip]) -> None:
     """A class needs a clip, or a group, for each split."""
     units: defaultdict[str, set[str]] = defaultdict(set)
     for clip in clips:
-        units[clip.label].add(_unit(clip))
+        units[clip.label].add(unit_of(clip))
     small = sorted((len(members), label) for label, members in units.items() if len(members) < len(SPLITS))
     if small:
         count, label = small[0]
-        kind = "group" if any(clip.group for clip in clips) else "file"
+        kind = _kind(clips)
         more = f" (and {len(small) - 1:,} other classes are too small)" if len(small) > 1 else ""
         raise UserError(
             f"{shown(name)}: the class {shown(label)} has {count} {kind}{'s' * (count > 1)}, and needs {len(SPLITS)}, "
@@ -362,122 +500,15 @@ def _check_sizes(name: str, clips: list[Clip]) -> None:
         )
 
 
-def _check_groups(name: str, clips: list[Clip]) -> None:
+def _check_groups(name: str, clips: list[Clip], kind: Literal["split", "fold"]) -> None:
+    def part(clip: Clip) -> str:
+        return clip.split if kind == "split" else f"fold {clip.fold}"
+
     first: dict[str, Clip] = {}
     for clip in clips:
         other = first.setdefault(clip.group, clip)
-        if clip.group and other.split != clip.split:
+        if clip.group and part(other) != part(clip):
             raise UserError(
-                f"{shown(name)}: the group {shown(clip.group)} is in {other.split} ({other.where}) and in {clip.split} "
-                f"({clip.where}); a group has one split"
+                f"{shown(name)}: the group {shown(clip.group)} is in {part(other)} ({other.where}) and in {part(clip)} "
+                f"({clip.where}); a group has one {kind}"
             )
-
-
-def stratified(
-    clips: Sequence[Clip], labels: Sequence[int], seed: int, weights: Sequence[int] = WEIGHTS
-) -> NDArray[np.uint8]:
-    """Positions (N,) in `SPLITS`, drawn by the hash of the clips' paths, or of their groups' names.
-
-    Without groups each class has its shares to within one clip, and at least one clip in each split where it has enough
-    of them. A file more moves at most a few others to another split. With groups, whose clips stay together, the shares
-    are as near as a greedy choice gets (that of scikit-learn's StratifiedGroupKFold, the largest group first), and a
-    class has all the splits where its groups allow it; a file more may move any group.
-
-    Args:
-        clips: N files.
-        labels: N positions of their classes.
-        seed: of the hash.
-        weights: of the splits; one of weight 0 gets no clip.
-    """
-    units: defaultdict[str, list[int]] = defaultdict(list)
-    for row, clip in enumerate(clips):
-        units[_unit(clip)].append(row)
-    order = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}\n{unit}".encode(errors="surrogatepass")).digest())
-    counts = [Counter(labels[row] for row in units[unit]) for unit in order]
-    single = all(len(units[unit]) == 1 for unit in order)
-    chosen = _ranked([labels[units[unit][0]] for unit in order], weights) if single else _greedy(counts, weights)
-    splits = np.zeros(len(clips), np.uint8)
-    for unit, split in zip(order, chosen, strict=True):
-        splits[units[unit]] = split
-    return splits
-
-
-def _unit(clip: Clip) -> str:
-    """What is not divided between splits: a group, or a file that has none."""
-    return f"group {clip.group}" if clip.group else f"file {clip.path}"
-
-
-def _held_out(count: int, weights: Sequence[int]) -> list[int]:
-    """Clips of a class of `count` for each split after the first: its share, at least one; none of a tiny class."""
-    if count < sum(weight > 0 for weight in weights):
-        return [0 for _ in weights[1:]]
-    return [
-        max(1, (2 * count * weight + sum(weights)) // (2 * sum(weights))) if weight else 0 for weight in weights[1:]
-    ]
-
-
-def _ranked(labels: list[int], weights: Sequence[int]) -> list[int]:
-    """The split of each clip: the first of a class are held out, test before valid."""
-    left = {label: _held_out(count, weights) for label, count in Counter(labels).items()}
-    chosen = []
-    for label in labels:
-        split = next((place for place in range(len(weights) - 1, 0, -1) if left[label][place - 1]), 0)
-        if split:
-            left[label][split - 1] -= 1
-        chosen.append(split)
-    return chosen
-
-
-def _greedy(counts: list[Counter[int]], weights: Sequence[int]) -> list[int]:
-    """The split of each group, given how many clips of each class it has.
-
-    The next group goes where it adds least to the sum over splits and classes of (clips)^2 / (clips wanted), whose
-    minimum is at the shares wanted.
-    """
-    total = Counter[int]()
-    for group in counts:
-        total.update(group)
-    wanted: list[dict[int, float]] = [{} for _ in weights]
-    for label, count in total.items():
-        held = _held_out(count, weights)
-        for split, size in enumerate([count - sum(held), *held]):
-            wanted[split][label] = max(1.0, size)
-    have = [Counter[int]() for _ in weights]
-    usable = [split for split, weight in enumerate(weights) if weight]
-
-    def cost(group: Counter[int], split: int) -> float:
-        terms = ((2 * have[split][label] + n) * n / wanted[split][label] for label, n in sorted(group.items()))
-        return math.fsum(terms)
-
-    chosen = [0] * len(counts)
-    for place in sorted(range(len(counts)), key=lambda place: -counts[place].total()):
-        chosen[place] = min(usable, key=lambda split: cost(counts[place], split))
-        have[chosen[place]].update(counts[place])
-    _fill_gaps(counts, chosen, usable)
-    return chosen
-
-
-def _fill_gaps(counts: list[Counter[int]], chosen: list[int], usable: list[int]) -> None:
-    """Move groups, the smallest that will do, into splits that lack a class: train first, which must have all.
-
-    A group is moved out of another split only if that one keeps all its classes, but for the sake of train.
-    """
-    holders = {split: Counter[int]() for split in usable}
-    for group, split in zip(counts, chosen, strict=True):
-        holders[split].update(group.keys())
-    by_size = sorted(range(len(counts)), key=lambda place: counts[place].total())
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for place in by_size:
-        for label in counts[place]:
-            places[label].append(place)
-    for split in usable:
-        for label in sorted(places):
-            if holders[split][label]:
-                continue
-            for place in places[label]:
-                other = holders[chosen[place]]
-                if split == 0 or all(other[each] > 1 for each in counts[place]):
-                    other.subtract(counts[place].keys())
-                    holders[split].update(counts[place].keys())
-                    chosen[place] = split
-                    break

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clar.building import BAD_SHARE
 from clar.clips import SPLITS, Source
-from clar.datasets.decode import VERSION, decode_files, seconds_of
+from clar.datasets.decode import VERSION, decode_files, header_of
 from clar.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
@@ -133,7 +133,7 @@ def longest(root: Path, files: Sequence[str], limit: float) -> float:
     """
     most = 0.0
     for file in files:
-        most = max(most, seconds_of(os.fsencode(os.path.join(root, file))))  # noqa: PTH118 - a third of a Path's time
+        most = max(most, header_of(os.fsencode(os.path.join(root, file)))[0])  # noqa: PTH118 - a third of a Path's time
         if most >= limit:
             return limit
     return math.ceil(round(most * 10, 6)) / 10
@@ -325,13 +325,14 @@ def listed_source(
     sample_rate: int,
     samples: int,
     folds: NDArray[np.uint8] | None = None,
+    groups: Sequence[str] = (),
     notes: Sequence[str] = (),
     vocabulary: bool = False,
     recordings: str = "",
 ) -> Source:
     """A `Source` of `files` under `root`, or with absolute paths, whose names may be any that the system allows.
 
-    `Source.files` and the classes are what `escaped` makes of them, for they are written as UTF-8, one a line.
+    `Source.files`, the groups and the classes are what `escaped` makes of them: they are written as UTF-8, one a line.
     """
     names = [escaped(file) for file in files]
     if any(map(os.path.isabs, files)):  # `decode_files` takes relative paths only
@@ -348,6 +349,7 @@ def listed_source(
         splits=np.asarray(splits, np.uint8),
         decode=decode_files(root, files, sample_rate, samples),
         folds=folds,
+        groups=[escaped(group) for group in groups],
         notes=[escaped(note) for note in notes],
         vocabulary=vocabulary,
         recordings=recordings,

@@ -124,6 +124,7 @@ def source(label: Literal["family", "pitch"] = "family", clips: int = CLIPS) -> 
         stamps=[f"v{VERSION}"] * len(scores),
         labels=np.array([families.index(s.family) if by_family else s.midi - LOWEST for s in scores], np.int64),
         splits=np.repeat(np.array([_split(block)[0] for block in blocks], np.uint8), _BLOCK),
+        groups=[score.player for score in scores],
         decode=_decode,
         shard=_BLOCK,
         recordings="notes",

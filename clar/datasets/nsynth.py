@@ -61,6 +61,7 @@ def _scan(name: str, label: str, root: Path) -> Source:
     stamps: list[str] = []
     labels: list[int] = []
     splits: list[int] = []
+    instruments: list[str] = []
     split_of: dict[str, str] = {}
     for position, (split, folder) in enumerate(FOLDERS.items()):
         path = root / folder / "examples.json"
@@ -77,6 +78,7 @@ def _scan(name: str, label: str, root: Path) -> Source:
             file, stamp = found.get(key, (f"{key}.wav", listing.ABSENT))
             files.append(f"{folder}/audio/{file}")
             stamps.append(stamp)
+            instruments.append(key.rsplit("-", 2)[0])  # bass_synthetic_033-022-050: of a pitch and a velocity
             labels.append(FAMILIES.index(notes[key].family) if label == "family" else notes[key].pitch)
         splits += [position] * len(notes)
     if label == "family":
@@ -90,6 +92,7 @@ def _scan(name: str, label: str, root: Path) -> Source:
         stamps=stamps,
         labels=labels,
         splits=splits,
+        groups=instruments,
         sample_rate=SAMPLE_RATE,
         samples=SAMPLES,
         notes=[*notes_, *listing.coverage(CLASSES[label], labels, splits)],

@@ -93,10 +93,14 @@ class Take:
         return cls(label, fold + 1, recording, TAKES[take])
 
     @property
+    def number(self) -> int:
+        """Of its recording, in the whole data set."""
+        return 100_000 + self.recording * ROUND + (self.fold - 1) * len(CLASSES) + self.label
+
+    @property
     def file(self) -> str:
         """Named as ESC-50 names its clips, `fold-recording-take-label.wav`, in the folder of its class."""
-        number = 100_000 + self.recording * ROUND + (self.fold - 1) * len(CLASSES) + self.label
-        return f"{CLASSES[self.label]}/{self.fold}-{number}-{self.letter}-{self.label}.wav"
+        return f"{CLASSES[self.label]}/{self.fold}-{self.number}-{self.letter}-{self.label}.wav"
 
 
 def source(clips: int = CLIPS) -> Source:
@@ -119,6 +123,7 @@ def source(clips: int = CLIPS) -> Source:
         labels=np.array([take.label for take in takes], np.int64),
         splits=fold_splits(folds, TEST_FOLD),
         folds=folds,
+        groups=[str(take.number) for take in takes],
         decode=_decode,
         shard=ROUND,
     )

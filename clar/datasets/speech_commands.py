@@ -78,10 +78,17 @@ def _scan(name: str, words: tuple[str, ...], root: Path) -> Source:
         stamps=stamps,
         labels=labels,
         splits=splits,
+        groups=[_speaker(file) for file in files],
         sample_rate=SAMPLE_RATE,
         samples=SAMPLES,
         notes=notes,
     )
+
+
+def _speaker(file: str) -> str:
+    """What a file's name, `eight/1a2b_nohash_0.wav`, says of who speaks; empty where it is another kind of name."""
+    speaker, mark, _ = file.rpartition("/")[2].partition("_nohash_")
+    return speaker if mark else ""
 
 
 def _present(name: str, words: tuple[str, ...], root: Path) -> tuple[tuple[str, ...], list[str]]:
