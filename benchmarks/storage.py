@@ -25,7 +25,8 @@ from rich.table import Table
 from benchmarks.data import describe_machine
 from clar import datasets, files, train, trainer
 from clar.clips import ClipStore
-from clar.config import TrialConfig, preset
+from clar.config import TrialConfig
+from clar.presets import preset
 from clar.result import TrialFolder
 
 

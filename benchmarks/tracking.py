@@ -31,7 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.data import describe_machine
-from clar.config import TrialConfig, preset
+from clar.config import TrialConfig
+from clar.presets import preset
 from clar.result import EpochRecord, SweepFolder, TrialFolder, TrialResult
 from clar.tracking import Tracker
 

@@ -13,14 +13,16 @@ import typer
 import clar
 from clar import datasets
 from clar.config import RESULTS_VERSION, TrialConfig, parse_settings
-from clar.config import preset as preset_fields
 from clar.errors import UserError
 from clar.files import AWAY, is_folder, place
+from clar.presets import preset as preset_fields
 
 Dataset = Annotated[str, typer.Option(help="Data set; see `python -m clar.datasets list`.")]
 Preset = Annotated[
-    str | None, typer.Option(help="demo or paper; default: demo without a GPU, paper with one.", show_default=False)
-]
+    str | None,
+    typer.Option(help="demo, small, paper or released; default: demo without a GPU, paper with one.",
+                 show_default=False),
+]  # fmt: skip
 Setting = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Any field of TrialConfig; repeatable.", show_default=False),
@@ -102,8 +104,15 @@ def _usage_error(error: Exception) -> int:
     return 2
 
 
-def configure(dataset: str, preset: str | None, settings: list[str], gpu: bool, **sweep: object) -> TrialConfig:
-    """The base of a run: the preset, then what the sweep sets, then what the user sets.
+def configure(
+    dataset: str,
+    preset: str | None,
+    settings: list[str],
+    gpu: bool,
+    training_clips: int | None = None,
+    **sweep: object,
+) -> TrialConfig:
+    """The base of a run: the preset for so many training clips, then what the sweep sets, then what the user sets.
 
     Of a data set with folds it names the one to test on: the last, unless told otherwise. Left open, it would be the
     same trial as the one that names the last, under another identity.
@@ -114,8 +123,9 @@ def configure(dataset: str, preset: str | None, settings: list[str], gpu: bool, 
     """
     chosen = parse_settings(settings)
     dataset = datasets.canonical(chosen.pop("dataset", dataset))
-    config = TrialConfig(**{**preset_fields(preset or ("paper" if gpu else "demo"), dataset), **sweep, **chosen})
-    count = datasets.folds(dataset)
+    fields = preset_fields(preset or ("paper" if gpu else "demo"), dataset, training_clips)
+    config = TrialConfig(**{**fields, **sweep, **chosen})
+    count = datasets.folds(config.dataset)
     if config.fold is None:
         return config.but(fold=count or None)
     if config.fold > count:

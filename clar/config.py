@@ -31,7 +31,7 @@ CHANNELS = ("magnitude", "phase", "mel")
 STRONGEST = 2.0
 """Largest `augmentation_strength`: fades over the whole clip from each side, shifts by 30 semitones."""
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Raised with every change of the code that changes what a trial computes: older results are then trained again."""
 
 Input = Literal["spectrogram", "raw", "statistics"]
@@ -384,6 +384,10 @@ class TrialConfig(BaseModel):
             version: of the results; an older one finds what an older version of the code left.
         """
         trial = self.canonical().differences()
+        if version < 3 and self.optimizer in ("lars", "lamb"):
+            # Up to version 2, `lars`, the default, was what is now called lamb.
+            trial.pop("optimizer", None)
+            trial |= {"optimizer": "lars with momentum"} if self.optimizer == "lars" else {}
         base, _, place = self.dataset.partition(":")
         if data_fingerprint and "/" in place:
             # Where one's own files lie is not what they are: the fingerprint says that, on every machine.
@@ -433,57 +437,6 @@ class Runtime:
     gpu_share: float = 1.0
     data_cache: Path | None = None
     max_lost: float = 300.0
-
-
-# Released code, epochs over its four GPUs together: a step here sees as many clips as a step there.
-_PAPER_SCHEDULES: dict[str, dict[str, int]] = {
-    "speech_commands_10": {"batch_size": 1024, "epochs": 1020},
-    "speech_commands_35": {"batch_size": 512, "epochs": 1020},
-    "nsynth_family": {"batch_size": 128, "epochs": 120},
-    "nsynth_pitch": {"batch_size": 64, "epochs": 120},
-    "esc_50": {"batch_size": 256, "epochs": 2000},
-    # Three of ESC-10's folds are 240 clips: a step sees them all.
-    "esc_10": {"batch_size": 240, "epochs": 2000},
-    # The synthesised sets by the real set that each stands for.
-    "notes": {"batch_size": 128, "epochs": 120},
-    "notes_pitch": {"batch_size": 64, "epochs": 120},
-    "scenes": {"batch_size": 240, "epochs": 2000},
-}
-
-# Sizes at which a cell of the augmentation table takes seconds on one CPU thread and still means something;
-# EXPERIMENTS.md has the sizes that were tried.
-_DEMO: dict[str, Any] = {
-    "epochs": 2,
-    "batch_size": 32,
-    "optimizer": "adamw",
-    "learning_rate": 3e-3,
-    "warmup_epochs": 0,
-    "temperature": 0.2,
-    "probe_every": 2,
-    "hop_ms": 16,
-    "bins": 64,
-    "encoder_width": 16,
-    "encoder_blocks": (1, 1, 1, 1),
-    "finetune_epochs": 2,
-    "finetune_learning_rate": 1e-3,
-}
-
-PRESETS = ("demo", "paper")
-
-
-def preset(name: str, dataset: str = "digits") -> dict[str, Any]:
-    """The fields that a preset sets, for one data set.
-
-    `demo` is small enough for a laptop; `paper` is the published size with the released code's schedule.
-
-    Raises:
-        UserError: there is no such preset.
-    """
-    if name == "demo":
-        return {"dataset": dataset, **_DEMO}
-    if name == "paper":
-        return {"dataset": dataset, "precision": "bf16", **_PAPER_SCHEDULES.get(dataset.partition(":")[0], {})}
-    raise UserError(f"no preset {name!r}{near(name, PRESETS)}")
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:

@@ -41,10 +41,14 @@ class Probe(NamedTuple):
     l2: float
     valid_top1: float
 
+    def logits(self, features_NH: Tensor) -> Tensor:
+        """(N, C) of representations (N, H)."""
+        return (features_NH.double() - self.mean_H) / self.scale_H @ self.weight_CH.T + self.bias_C
+
     def accuracy(self, split: Split, top: int = 1) -> float:
         """Share of the split's clips whose class is among the `top` likeliest."""
         features_NH, labels_N = split
-        logits_NC = (features_NH.double() - self.mean_H) / self.scale_H @ self.weight_CH.T + self.bias_C
+        logits_NC = self.logits(features_NH)
         best = logits_NC.topk(min(top, logits_NC.shape[1]), dim=1).indices
         return (best == labels_N[:, None]).any(dim=1).double().mean().item()
 

@@ -9,6 +9,7 @@ by its identity:
     log.txt              a line an epoch, and the traceback of a failure
     failure.json         why it stopped last time; gone once it goes on
     encoder.safetensors  the trained encoder
+    answers.csv          what the probe answered to each test clip, and the clip's speaker, instrument or recording
     result.json          written last: a trial that has one is done
 
 Each sweep has one below `sweeps/`, with its tables, `sweep.json`, which says what it is, and `report.json`, which says

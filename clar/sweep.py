@@ -48,7 +48,7 @@ from clar.plan import Plan, check_ways
 from clar.result import TrialFolder
 from clar.rounds import Budget, Goal, Halving, Precision
 from clar.search import Searching
-from clar.space import Space
+from clar.space import Space, Study
 from clar.status import duration
 from clar.tracking import Tracker, default_uri, shown
 
@@ -177,31 +177,28 @@ def main(
         slots = Slots.of(resources, cpus_per_trial, gpus_per_trial)
         settings, names = setting or [], _names(dataset)
         fields = parse_settings(settings)
-        bases = {
-            study.name: [
-                configure(one, preset, settings, slots.gpus > 0, **study.settings)
-                for one in (names[:1] if study.name in chosen.first_only and not grid_everywhere else names)
-            ]
-            for study in chosen.studies
-        }
-        if folds:
-            bases = {study: [_any_fold(base, fields) for base in group] for study, group in bases.items()}
+        sizes: dict[str, int] = {}
+
+        def bases_of(study: Study) -> list[TrialConfig]:
+            alone = study.name in chosen.first_only and not grid_everywhere
+            found = []
+            for one in names[:1] if alone else names:
+                base = configure(one, preset, settings, slots.gpus > 0, **study.settings)
+                if base.dataset in sizes:
+                    base = configure(one, preset, settings, slots.gpus > 0, sizes[base.dataset], **study.settings)
+                found.append(_any_fold(base, fields) if folds else base)
+            return found
+
+        bases = {study.name: bases_of(study) for study in chosen.studies}
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
         planned = [(base, study.plan(base, 1, fields)) for study in chosen.studies for base in bases[study.name]]
-        first = max(bases.values(), key=len)
-        share = 0.5 if keep is None else keep
-        stops = {base.dataset: Halving.of(base, _rungs(rungs), share) for base in first if halving}
         goals = tuple(part.strip() for part in (objectives or "valid_top1").split(","))
         if not slots.gpus and "gpu_seconds" in goals:
             console.print("there is no GPU here: the cost is train_seconds in place of gpu_seconds")
             goals = tuple("train_seconds" if goal == "gpu_seconds" else goal for goal in goals)
-        searches = [
-            Searching(study, base, goals,
-                      trials or study.search.trials, generation or study.search.generation, tuple(fields))
-            for study in chosen.studies if study.search for base in bases[study.name]
-        ]  # fmt: skip
+        _ways(chosen, bases, halving, rungs, keep, goals, (trials, generation), fields)
         more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
-        used = list(dict.fromkeys(base.dataset for base in first))
+        used = list(dict.fromkeys(base.dataset for base in max(bases.values(), key=len)))
         if folds and not any(map(datasets.folds, used)):
             raise UserError(f"--folds: no folds in {', '.join(used)}; leave it out, or name a data set that has some")
         if data_root and not any(map(datasets.takes_root, used)):
@@ -215,6 +212,10 @@ def main(
         before_data = time.time()
         stores = {one: datasets.load(one, data_root if datasets.takes_root(one) else None) for one in used}
         data_seconds = time.time() - before_data
+        # Where a preset goes by the size of the data, it is known from here on.
+        sizes |= {name: len(store.split("train")) for name, store in stores.items()}
+        bases = {study.name: bases_of(study) for study in chosen.studies}
+        stops, searches = _ways(chosen, bases, halving, rungs, keep, goals, (trials, generation), fields)
         plan = Plan(
             chosen, bases, place, stores, seeds, tuple(fields), tuple(accept_version or ()), stops, searches, more,
             folds, baselines,
@@ -238,6 +239,23 @@ def main(
             address,
         )
         return driver.run(tracking_uri or default_uri(place), fresh)
+
+
+def _ways(
+    chosen: Space, bases: dict[str, list[TrialConfig]], halving: bool, rungs: str | None, keep: float | None,
+    goals: tuple[str, ...], sizes: tuple[int | None, int | None], fields: Iterable[str],
+) -> tuple[dict[str, Halving], list[Searching]]:  # fmt: skip
+    """How to stop trials early, by data set, and the searches; `sizes` are candidates and those chosen at a time."""
+    share = 0.5 if keep is None else keep
+    widest = max(bases.values(), key=len)
+    stops = {base.dataset: Halving.of(base, _rungs(rungs), share) for base in widest if halving}
+    trials, generation = sizes
+    searches = [
+        Searching(study, base, goals,
+                  trials or study.search.trials, generation or study.search.generation, tuple(fields))
+        for study in chosen.studies if study.search for base in bases[study.name]
+    ]  # fmt: skip
+    return stops, searches
 
 
 def _names(dataset: list[str] | None) -> list[str]:

@@ -236,8 +236,9 @@ def main(
 ) -> None:
     """Train one trial in this process, or go on with it; with --seeds N one after another."""
     gpu = gpus_here() > 0 if gpus_per_trial is None else gpus_per_trial > 0
-    base = configure(dataset, preset, setting or [], gpu)
-    store = local.copy(datasets.load(base.dataset, data_root).path, data_cache)
+    first = configure(dataset, preset, setting or [], gpu)
+    store = local.copy(datasets.load(first.dataset, data_root).path, data_cache)
+    base = configure(dataset, preset, setting or [], gpu, len(store.split("train", first.fold)))
     runtime = Runtime(
         device="cuda" if gpu else "cpu",
         threads=cpus_per_trial or torch.get_num_threads(),

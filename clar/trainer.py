@@ -7,6 +7,8 @@ it would have given undisturbed, on CPU bit for bit with the same number of thre
 B clips, T samples, N clips of a split, H dimensions of the representation.
 """
 
+import csv
+import io
 import json
 import math
 import pickle
@@ -33,7 +35,7 @@ from clar.meter import Cost, Meter
 from clar.result import EpochRecord, TrialResult
 from clar.seeds import generator
 
-CHECKPOINT, ENCODER = "checkpoint.pt", "encoder.safetensors"
+CHECKPOINT, ENCODER, ANSWERS = "checkpoint.pt", "encoder.safetensors", "answers.csv"
 
 TRAFFIC = 0.01
 """Share of a trial's time that its checkpoints may take; as much again may go into the records of its epochs."""
@@ -183,7 +185,7 @@ def train(
         config: the trial.
         store: the decoded data set that `config.dataset` names.
         device: where to compute.
-        checkpoint_dir: keeps `checkpoint.pt`, and `encoder.safetensors` at the end; None: neither.
+        checkpoint_dir: keeps `checkpoint.pt`, and at the end `encoder.safetensors` and `answers.csv`; None: none.
         on_epoch: called after each epoch with the records of all finished ones, and once first where a resume finds
             some finished.
         max_lost: seconds of work that may be lost where the process is killed. There is a checkpoint after every epoch,
@@ -435,6 +437,8 @@ class Run:
         train_labels_N = train[1].cpu().numpy()
         if self.folder:
             save_encoder(self.folder / ENCODER, self.model.encoder, self.config, self.store)
+            answers_N = fitted.logits(test[0]).topk(1, dim=1).indices[:, 0].cpu().numpy()
+            save_answers(self.folder / ANSWERS, self.store, self.store.split("test", self.config.fold), answers_N)
         self.tick()
         return TrialResult(
             test_top1=fitted.accuracy(test),
@@ -636,6 +640,18 @@ def save_encoder(path: Path, encoder: nn.Module, config: TrialConfig, store: Cli
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     # One key: safetensors writes several in random order, and the same encoder should be the same file.
     write_atomically(path, safetensors.torch.save(tensors, {_METADATA: json.dumps(about)}))
+
+
+def save_answers(path: Path, store: ClipStore, indices_N: np.ndarray, answers_N: np.ndarray) -> None:
+    """The probe's answer to each test clip, a line a clip, so that what was wrong can be looked at by group."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("clip", "file", "group", "label", "answer", "right"))
+    for clip, answer in zip(indices_N.tolist(), answers_N.tolist(), strict=True):
+        label = int(store.labels[clip])
+        names = store.classes[label], store.classes[answer]
+        lines.writerow((clip, store.files[clip], store.groups[clip], *names, int(answer == label)))
+    write_atomically(path, text.getvalue())
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHAIN = [
-    ["errors"], ["buckets"], ["files", "config", "progress"], ["seeds", "clips"], ["building", "local"], ["datasets"],
-    ["vocoder"], ["augment"],
+    ["errors"], ["buckets"], ["files", "config", "progress", "presets"], ["seeds", "clips"], ["building", "local"],
+    ["datasets"], ["vocoder"], ["augment"],
     ["features"], ["encoders"], ["heads"], ["losses"], ["optim"], ["probe"], ["result", "meter"], ["trainer"],
     ["baselines"], ["space", "cli", "rounds"], ["search"], ["plan"], ["tracking", "status"], ["train", "embed"],
     ["packing"], ["trial", "cluster", "preemption"], ["pool"], ["sweep"],

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from clar.config import AUGMENTATIONS, PRESETS, RESULTS_VERSION, Runtime, TrialConfig, parse_settings, preset
+from clar.config import AUGMENTATIONS, RESULTS_VERSION, Runtime, TrialConfig, parse_settings
 from clar.errors import UserError
+from clar.presets import PRESETS, preset
 
 
 def test_identity_is_the_same_in_another_process_and_for_fields_in_another_order() -> None:
@@ -176,10 +177,17 @@ def test_a_second_view_counts_where_it_differs_and_something_acts() -> None:
 
 def test_identities_of_version_1_are_found() -> None:
     # As the code of that version computed them.
-    demo = TrialConfig(**{**preset("demo"), "loss": "self_supervised", "seed": 3})
+    demo = TrialConfig(
+        loss="self_supervised", seed=3, epochs=2, batch_size=32, optimizer="adamw", learning_rate=3e-3, warmup_epochs=0,
+        temperature=0.2, probe_every=2, hop_ms=16, bins=64, encoder_width=16, encoder_blocks=(1, 1, 1, 1),
+    )  # fmt: skip
     assert demo.identity("f" * 64, version=1) == "ace1e9dd509b96c2"
     assert demo.but(augmentation_probability=0.25).identity("f" * 64, version=1) == "494b00c1e00dc0b0"
     assert demo.identity("f" * 64) == demo.identity("f" * 64, RESULTS_VERSION) != "ace1e9dd509b96c2"
+    # What was called lars up to version 2 is called lamb.
+    lars, lamb = (TrialConfig(optimizer=name) for name in ("lars", "lamb"))
+    assert lamb.identity(version=2) == "24a356cdf5a6e31c"
+    assert lars.identity(version=2) not in (lamb.identity(version=2), lars.identity(), lamb.identity())
 
 
 def test_what_a_trial_starts_from() -> None:
@@ -304,7 +312,35 @@ def test_settings_are_text_until_validated_and_never_evaluated() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("dataset", ["digits", "speech_commands_10", "esc_50"])
 def test_presets_are_valid(name: str, dataset: str) -> None:
-    assert TrialConfig(**preset(name, dataset)).dataset == dataset
+    found = TrialConfig(**preset(name, dataset)).dataset
+    assert found == (
+        f"{dataset}:v0.01" if dataset == "speech_commands_10" and name in ("paper", "released") else dataset
+    )
+    assert TrialConfig(**preset(name, "speech_commands_10:v0.02")).dataset == "speech_commands_10:v0.02"
+
+
+@pytest.mark.parametrize("name", ["small", "paper", "released"])
+@pytest.mark.parametrize("clips", [40, 84, 240, 1320, 1400, 14_000, 105_000])
+def test_a_set_without_a_published_schedule_gets_one_by_its_size(name: str, clips: int) -> None:
+    config = TrialConfig(**preset(name, "folder:/x", clips))
+    steps = config.epochs * (clips // config.batch_size)
+    wanted = 300 if name == "small" else 18_000
+    assert steps > 0.75 * wanted
+    assert steps < 1.25 * wanted or config.epochs == 1
+    # An epoch has steps, and few clips are left out of it.
+    assert clips // config.batch_size >= 8
+    assert clips % config.batch_size < 0.13 * clips
+    probes = config.epochs / config.probe_every
+    assert probes <= (6 if name == "small" else 400)
+    assert TrialConfig(**preset("paper", "nsynth_family", clips)).epochs == 120
+
+
+def test_the_released_preset_has_every_option_that_is_called_released() -> None:
+    fields = preset("released")
+    for name, field in TrialConfig.model_fields.items():
+        if "released" in str(field.annotation) and name not in ("precision",):
+            assert fields[name] == "released", name
+    assert (fields["stretch"], fields["cross_entropy_weight"], fields["probe_labels"]) == ("resampled", 2, "all")
 
 
 def test_unknown_preset_names_the_near_one() -> None:

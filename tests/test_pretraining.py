@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -160,6 +161,19 @@ def test_the_probe_of_all_labels_takes_the_encoder_of_the_trial_that_saw_some(
         assert result.test_top1 == expected.top1
         assert result.valid_top1 == expected.valid_top1
         assert result.labelled_clips == some.result().labelled_clips < len(parts[0][1])
+
+
+def test_the_answers_to_the_test_clips_are_kept(tone_store: ClipStore, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, tone_store)
+    result = finished(folder, tone_store)
+    answers = pd.read_csv(folder.path / trainer.ANSWERS, keep_default_na=False)
+    test_N = tone_store.split("test")
+    assert answers["clip"].tolist() == test_N.tolist()
+    assert answers["file"].tolist() == [tone_store.files[clip] for clip in test_N]
+    assert answers["group"].tolist() == [tone_store.groups[clip] for clip in test_N]
+    assert answers["label"].tolist() == [tone_store.classes[tone_store.labels[clip]] for clip in test_N]
+    assert (answers["right"] == (answers["label"] == answers["answer"])).all()
+    assert answers["right"].mean() == result.test_top1
 
 
 def test_a_result_says_how_much_of_chances_loss_is_left(tone_store: ClipStore, tmp_path: Path) -> None:

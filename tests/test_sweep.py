@@ -298,28 +298,34 @@ def test_titles_tell_the_trials_of_a_study_apart() -> None:
 @pytest.mark.slow
 def test_label_fractions_share_one_pretraining_and_studies_share_trials(command: Command) -> None:
     output = command.sweep("losses", *TINY)
-    assert "[16/16]" in output
-    assert len(re.findall(r"│ \w+ +(?:│ +\d+\.\d ){4}│", output)) == 4
+    assert "[25/25]" in output
+    assert len(re.findall(r"│ \w+ +(?:│ +\d+\.\d ){4}│", output)) == 2 * 4
+    # The columns say how many clips are seen, the titles what the probe is fitted on.
+    assert re.search(r"100 % \(\d+\) +┃ +20 % \(\d+\)", output)
+    assert "probe fitted on all labels" in output
     folders = {path.parent: TrialConfig(**json.loads(path.read_text())["config"]) for path in _configs(command)}
     trained = {
-        (config.loss, config.label_fraction): len(re.findall(r"epoch \d+/", (path / "log.txt").read_text()))
+        (config.loss, config.label_fraction, config.probe_labels): len(
+            re.findall(r"epoch \d+/", (path / "log.txt").read_text())
+        )
         for path, config in folders.items()
     }
     fractions = (1.0, 0.2, 0.1, 0.01)
-    assert set(trained) == {
-        (loss, fraction) for loss in ("supervised", "self_supervised", "finetune", "clar") for fraction in fractions
-    }
-    # One pre-training for all label fractions, and for all that fine-tune it.
-    assert [trained["self_supervised", fraction] for fraction in fractions] == [2, 0, 0, 0]
-    assert all(trained[loss, f] == 2 for loss in ("supervised", "finetune", "clar") for f in fractions)
+    others = ("supervised", "finetune", "clar")
+    seen = {(loss, fraction, "seen") for loss in (*others, "self_supervised") for fraction in fractions}
+    assert set(trained) == seen | {(loss, fraction, "all") for loss in others for fraction in fractions[1:]}
+    # One pre-training for all label fractions, and for all that fine-tune it, and one encoder for both probes.
+    assert [trained["self_supervised", fraction, "seen"] for fraction in fractions] == [2, 0, 0, 0]
+    assert all(trained[loss, f, "seen"] == (3 if loss == "finetune" else 2) for loss in others for f in fractions)
+    assert all(trained[loss, f, "all"] == 0 for loss in others for f in fractions[1:])
     (folder,) = command.storage.glob("sweeps/losses-*")
     curves = (folder / "curves.csv").read_text().splitlines()
     assert curves[0] == "line,seed,epoch,valid_top1"
     assert {line.split(",")[0] for line in curves[1:]} == {"supervised", "self_supervised", "clar"}
     assert (folder / "curves.png").stat().st_size > 10_000
-    # 49 augmentations, 2 inputs and 16 losses, of which one stands in all three.
+    # 49 augmentations, 6 inputs and 25 losses, which share some.
     planned = command.sweep("paper", *TINY, "--dry-run")
-    assert "65 trials on digits:120, 16 of them done" in planned
+    assert "76 trials on digits:120, 25 of them done" in planned
 
 
 def _configs(command: Command) -> list[Path]:

@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 
 from clar import tracking
-from clar.config import TrialConfig, preset
+from clar.config import TrialConfig
+from clar.presets import preset
 from clar.result import EpochRecord, SweepFolder, TrialFolder, TrialResult
 from clar.tracking import Tracker, default_uri
 
