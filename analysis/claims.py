@@ -263,7 +263,7 @@ def _composition(trials: pd.DataFrame) -> Iterator[Part]:
     is, and more so than the best of 7. (Choosing for each seed by all others leaves no bias, but differences that share
     their choice: with all cells equal, one test in six was significant at 0.05.)
     """
-    of_loss = trials[trials["loss"] == "self_supervised"]
+    of_loss = trials[trials["loss"] == "self_supervised"].drop_duplicates("identity")
     for label, group in _alike(of_loss, ["augmentations"]):
         counts = group["augmentations"].map(lambda names: len(names.split(" > ")) if names else 0)
         kinds = [group[counts == 2], group[counts == 1]]
@@ -325,6 +325,8 @@ def fewer_epochs(target: float | None = None) -> Callable[[pd.DataFrame], Iterat
 
     def parts(trials: pd.DataFrame) -> Iterator[Part]:
         whole = trials[(trials["label_fraction"] == 1) & trials["loss"].isin(["clar", "self_supervised"])]
+        # With all labels seen, both protocols of the probe are one trial.
+        whole = whole.drop_duplicates("identity")
         for label, group in _alike(whole, ["loss"]):
             if group["loss"].nunique() < 2:
                 continue

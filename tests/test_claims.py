@@ -161,6 +161,39 @@ def test_at_every_label_fraction_means_at_every_one() -> None:
     assert level.decisive.label == "digits, 100 % of labels"
 
 
+@pytest.mark.parametrize(("opponent", "claim"), [("finetune", PAPER[2]), ("supervised", PAPER[3])])
+def test_who_beats_an_opponent_that_has_not_converged_has_confirmed_nothing(opponent: str, claim: Claim) -> None:
+    found = losses(lambda loss, fraction: (0.2 - 0.1 * fraction) * (loss == "clar"))
+    assert verdict_of(found, claim).verdict == "confirmed"
+    theirs = found["loss"] == opponent
+    assert verdict_of(found.assign(loss_left=0.2 * theirs), claim).verdict == "confirmed"
+    # Near ln C at one share of the labels: that comparison counts for nothing, the others stand.
+    still = found.assign(loss_left=(0.98 * (theirs & (found["label_fraction"] == 0.1))))
+    judged = verdict_of(still, claim)
+    assert judged.verdict == "undecided"
+    open_part = next(part for part in judged.parts if part.label == "digits, 10 % of labels")
+    assert (open_part.n, open_part.needs) == (0, "4 of 4 seeds not compared (4 not converged)")
+    assert {part.verdict for part in judged.parts if part is not open_part} == {"confirmed"}
+    # One seed of four: what is left looks sure, and still confirms nothing.
+    one = still.assign(loss_left=still["loss_left"] * (still["seed"] == 0))
+    part = next(part for part in verdict_of(one, claim).parts if part.label == "digits, 10 % of labels")
+    assert (part.verdict, part.n) == ("undecided", 3)
+
+
+def test_both_protocols_of_the_probe_are_judged_and_one_trial_once() -> None:
+    seen = losses(lambda loss, fraction: 0.1 * (loss == "clar"))
+    every = seen.assign(probe_labels="all")
+    # As a sweep has them: with all labels seen it is the same trial.
+    every["identity"] = every["identity"].where(every["label_fraction"] == 1, "all of " + every["identity"])
+    both = verdict_of(pd.concat([seen, every], ignore_index=True), PAPER[2])
+    assert len(both.parts) == 4 + 3
+    assert sum("probe_labels all" in part.label for part in both.parts) == 3
+    reached = curves({"clar": [2, 3, 2, 2], "self_supervised": [6, 6, 7, 8]})
+    frame = losses(lambda loss, fraction: 0, curves=reached)
+    again = pd.concat([frame, frame.assign(probe_labels="all")], ignore_index=True)
+    assert verdict_of(again, PAPER[4]).parts == verdict_of(frame, PAPER[4]).parts
+
+
 def test_parts_are_corrected_for_their_number() -> None:
     better = verdict_of(losses(lambda loss, fraction: 0.1 * (loss == "clar")), PAPER[2])
     raw = [
