@@ -63,7 +63,7 @@ _DEMO: dict[str, Any] = {
 _SMALL: dict[str, Any] = {
     **_FEW_STEPS,
     "augmentations": ("pitch_shift", "time_stretch", "mixed_noise", "fade", "time_mask"),
-    "epochs": 30,
+    "epochs": 20,
     "batch_size": 128,
     "learning_rate": 2e-3,
     "weight_decay": 1e-4,
@@ -74,7 +74,7 @@ _SMALL: dict[str, Any] = {
     "finetune_epochs": 10,
 }
 
-_STEPS = {"small": (300, 128, 3), "paper": (18_000, 1024, 200), "released": (18_000, 1024, 200)}
+_STEPS = {"small": (200, 128, 2), "paper": (18_000, 1024, 200), "released": (18_000, 1024, 200)}
 """Steps in all, the largest batch, and probes on the way, where no schedule is published: 18,000 are those of the
 paper's grid."""
 
@@ -103,13 +103,13 @@ def preset(name: str, dataset: str = "digits", training_clips: int | None = None
 
 
 def _by_size(name: str, clips: int | None) -> dict[str, int]:
-    """As many steps on any number of clips: a batch of an eighth of them at most, epochs and probes to fit."""
+    """As many steps on any number of clips: a batch of a quarter of them at most, epochs and probes to fit."""
     if clips is None:
         return {}
     steps, largest, probes = _STEPS[name]
-    batch = max(2, min(largest, 1 << max(1, clips // 8).bit_length() - 1))
+    batch = max(2, min(largest, 1 << max(1, clips // 4).bit_length() - 1))
     epochs = max(1, round(steps / max(1, clips // batch)))
     fitted = {"batch_size": batch, "epochs": epochs, "probe_every": max(1, epochs // probes)}
     if name == "small":
-        return {**fitted, "finetune_epochs": max(1, round(epochs / 3))}
+        return {**fitted, "finetune_epochs": max(1, round(epochs / 2))}
     return {**fitted, "warmup_epochs": epochs // 100}

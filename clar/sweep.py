@@ -192,6 +192,9 @@ def main(
         bases = {study.name: bases_of(study) for study in chosen.studies}
         # The sweep is planned before the data are read: a mistake in it should not wait for them.
         planned = [(base, study.plan(base, 1, fields)) for study in chosen.studies for base in bases[study.name]]
+        for study in chosen.studies if baselines else ():
+            for base in bases[study.name]:
+                study.beside(base, [base])
         goals = tuple(part.strip() for part in (objectives or "valid_top1").split(","))
         if not slots.gpus and "gpu_seconds" in goals:
             console.print("there is no GPU here: the cost is train_seconds in place of gpu_seconds")

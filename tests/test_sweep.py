@@ -153,6 +153,14 @@ def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: 
         (["augmentations", "--precision", "1", "--seeds", "2", "--budget", "x"], "--budget x: a number of trials"),
         (["augmentations", "--precision", "1", "--seeds", "2", "--halving"], "--precision and --halving"),
         (["augmentations", "--folds"], "--folds: no folds in digits"),
+        (["augmentations", "--grid-everywhere"], "augmentations runs everything on all data sets anyway"),
+        (["losses", "--set", "probe_labels=some"], "probe_labels = some: not one of its values; did you mean seen?"),
+        (["augmentations", "--set", "cross_entropy_weight=-1"], "cross_entropy_weight = -1: must be greater than or"),
+        (["augmentations", "--set", "channels=mel,phases"], "no channel 'phases'; did you mean phase?"),
+        (["augmentations", "--set", "optimizer=larss"], "optimizer = larss: not one of its values; did you mean lars"),
+        (["augmentations", "--set", "scaling=both"], "scaling = both: not one of its values; known: none, fixed"),
+        (["losses", "--set", "input=statistics"], "input = statistics has no encoder to train"),
+        (["references.py"], "study references: its trials must not set seed themselves; use --seeds"),
         (["augmentations", "--set", "fold=1"], "fold = 1: digits has no folds; leave it out"),
         (["augmentations", "--dataset", "scenes:100", "--set", "fold=6"], "fold = 6: scenes:100 has folds 1 to 5"),
         (["augmentations", "--dataset", "scenes:100", "--folds", "--set", "fold=2"], "--folds and --set fold=2"),
@@ -184,6 +192,8 @@ def test_a_wrong_command_gets_one_line_and_exit_code_2(
     (tmp_path / "bad.py").write_text("1 / 0\n")
     (tmp_path / "empty.py").write_text("")
     (tmp_path / "seeds.py").write_text(STUDY.replace("(name,))", "(name,), seed=7)"))
+    own = 'def references(base):\n    return {"another seed": base.but(seed=4)}\n'
+    (tmp_path / "references.py").write_text(f"{STUDY}\n\n{own}")
     (tmp_path / "folds.py").write_text(STUDY.replace("(name,))", "(name,), fold=1)"))
     (tmp_path / "cells.py").write_text(STUDY.replace('"time_shift"), "all"', "").replace('"all"\n', '"none"\n'))
     output = command.run("clar.sweep", *arguments, code=2)
