@@ -262,8 +262,8 @@ def _clips_seen(plan: Plan, standing: Sequence[Member], study: Study) -> dict[st
     for member in standing:
         result = plan.result(member.folder)
         if result is not None and result.labelled_clips is not None:
-            # Training without labels, and a probe of all of them: the clips are those of another share.
-            alike = member.folder.config.label_fraction == member.config.label_fraction
+            # Training without labels, and a probe of all of them, is the trial with another share.
+            alike = member.config.canonical().label_fraction == member.config.label_fraction
             counts.setdefault(study.cell(member.config)[1], set()).update({int(result.labelled_clips)} if alike else ())
     return {column: f"{column} ({found.pop():,})" for column, found in counts.items() if len(found) == 1}
 
