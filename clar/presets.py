@@ -63,7 +63,7 @@ _DEMO: dict[str, Any] = {
 _SMALL: dict[str, Any] = {
     **_FEW_STEPS,
     "augmentations": ("pitch_shift", "time_stretch", "mixed_noise", "fade", "time_mask"),
-    "epochs": 20,
+    "epochs": 30,
     "batch_size": 128,
     "learning_rate": 2e-3,
     "weight_decay": 1e-4,
@@ -74,7 +74,7 @@ _SMALL: dict[str, Any] = {
     "finetune_epochs": 10,
 }
 
-_STEPS = {"small": (200, 128, 2), "paper": (18_000, 1024, 200), "released": (18_000, 1024, 200)}
+_STEPS = {"small": (300, 128, 3), "paper": (18_000, 1024, 200), "released": (18_000, 1024, 200)}
 """Steps in all, the largest batch, and probes on the way, where no schedule is published: 18,000 are those of the
 paper's grid."""
 
@@ -111,5 +111,5 @@ def _by_size(name: str, clips: int | None) -> dict[str, int]:
     epochs = max(1, round(steps / max(1, clips // batch)))
     fitted = {"batch_size": batch, "epochs": epochs, "probe_every": max(1, epochs // probes)}
     if name == "small":
-        return {**fitted, "finetune_epochs": max(1, round(epochs / 2))}
+        return {**fitted, "finetune_epochs": max(1, round(epochs / 3))}
     return {**fitted, "warmup_epochs": epochs // 100}
