@@ -137,6 +137,16 @@ def test_finetuning_keeps_what_was_best_on_valid_of_several_rates(tone_store: Cl
         assert finished(again, tone_store).same_as(result)
 
 
+def test_finetuning_with_the_paper_presets_optimizer_learns(tone_store: ClipStore, tmp_path: Path) -> None:
+    """It did not: the layer-wise Adam that was called LARS moved a layer by 1e-4 of its norm a step."""
+    paper = {"loss": "finetune", "learning_rate": 1.0, "weight_decay": 1e-6, "finetune_epochs": 6}
+    before = folder_of(tmp_path, tone_store, **paper, optimizer="lamb", finetune_learning_rate=0.1)
+    now = folder_of(tmp_path, tone_store, **paper, optimizer="lars", finetune_learning_rate=None)
+    assert finished(before, tone_store).loss_left > 0.95
+    assert finished(now, tone_store).loss_left < 0.5
+    assert now.result().head_test_top1 > before.result().head_test_top1 + 0.3
+
+
 def test_the_probe_of_all_labels_takes_the_encoder_of_the_trial_that_saw_some(
     tone_store: ClipStore, tmp_path: Path
 ) -> None:
