@@ -186,7 +186,7 @@ def test_results_of_another_version_are_not_taken_for_missing(sweeps: Sweeps) ->
     about = plan.output.read()
     about["recipe"]["results_version"] = 1
     plan.output.write(about)
-    with pytest.raises(UserError, match="results version 1, this is 2"):
+    with pytest.raises(UserError, match="results version 1, this is 3"):
         load.from_storage("grid", sweeps.storage)
 
 
@@ -495,7 +495,7 @@ def test_costs_by_hand(sweeps: Sweeps) -> None:
     # 49 + 6 + 32 members: of inputs the three with a spectrogram are others' cells, of losses self-supervised with all
     # labels is one of the grid's, and of its second protocol the four with all labels and all three self-supervised
     # ones with fewer are cells of the first.
-    assert found["saved: asked for twice"][0] == "110 s"
+    assert found["saved: asked for twice"][0] == "1.8 min"
     assert found["saved: asked for twice"][1].startswith("11 trials ")
     # Three fractions of self-supervised, four fine-tunings and nine second probes start from one that is wanted anyway.
     assert found["saved: shared pre-training"] == ("160 s", "16 trials start from a pre-training that another has, too")

@@ -51,7 +51,7 @@ def test_a_field_that_does_not_matter_leads_to_the_same_folder(folder: TrialFold
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"config": {"epochs": "many"}, "dataset_fingerprint": ""}', "is damaged .epochs = many"),
-        ('{"config": {}, "dataset_fingerprint": "", "results_version": 2}', "edited by hand"),
+        ('{"config": {}, "dataset_fingerprint": "", "results_version": 3}', "edited by hand"),
     ],
 )
 def test_a_damaged_trial_is_named(folder: TrialFolder, content: str, said: str) -> None:

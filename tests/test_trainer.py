@@ -150,14 +150,14 @@ def test_each_view_has_its_own_augmentations(tone_store: ClipStore) -> None:
     for first, second in ((("time_shift",), ()), ((), ("time_shift",)), (("time_shift",), ("fade", "time_shift"))):
         fields = {"augmentations": first, "second_view": second, "augmentation_probability": 1}
         run = trainer.Run(TrialConfig(**{**SMALL, **fields}), tone_store, torch.device("cpu"), None)
-        views = run.views(clips).split(3)
+        views = run.views(clips, 0).split(3)
         for view, names in zip(views, (first, second), strict=True):
             assert torch.equal(view, clips) == (not names)
             total = view.sum(1) - clips.sum(1)  # a shift leaves the sum, a fade does not
             assert (total.abs() < 0.1).all() == ("fade" not in names)
     same = trainer.Run(TrialConfig(**SMALL), tone_store, torch.device("cpu"), None)
     expected = same.augment(clips.repeat(2, 1), generator(0, "augment", 0))
-    assert torch.equal(same.views(clips), expected)
+    assert torch.equal(same.views(clips, 0), expected)
 
 
 def test_a_loss_that_is_not_finite_stops_the_trial_with_the_evidence(tone_store: ClipStore) -> None:
