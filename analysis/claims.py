@@ -32,7 +32,7 @@ from clar.errors import UserError, near
 POINTS, EPOCHS = "points", "epochs"
 """Units of a difference: percentage points (it is a share), epochs."""
 
-NOT_CONVERGED = 0.5
+NOT_CONVERGED = 0.7
 """Share of ln C, the cross-entropy of a guess among C classes, above which supervised training has not converged: who
 beats it has beaten a handicap."""
 

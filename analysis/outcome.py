@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -245,12 +246,13 @@ def _grids(plan: Plan, live: bool) -> Iterator[tuple[Study, str, str, Grid, Grid
                 entries = [
                     Entry.mean(folds) if plan.folds_of(one.dataset) else folds[0] for (*_, one), folds in found.items()
                 ]
+                shown = _clips_seen(plan, standing, study)
                 title = f"{study.summary} {METRIC_TITLES[metric]}, %, {name}{_protocol(standing)}{over}."
                 yield (
                     study, metric, stem_of(study.name, name, metric),
-                    Grid(title, rows, columns, entries, within=study.within, shown=_clips_seen(plan, standing, study),
+                    Grid(title, rows, columns, entries, within=study.within, shown=shown,
                          remarks=_not_converged(plan, standing, study)),
-                    _beside(plan, study, contexts, metric, live),
+                    _beside(plan, study, contexts, metric, live, shown),
                 )  # fmt: skip
 
 
@@ -265,7 +267,10 @@ def _clips_seen(plan: Plan, standing: Sequence[Member], study: Study) -> dict[st
             # Training without labels, and a probe of all of them, is the trial with another share.
             alike = member.config.canonical().label_fraction == member.config.label_fraction
             counts.setdefault(study.cell(member.config)[1], set()).update({int(result.labelled_clips)} if alike else ())
-    return {column: f"{column} ({found.pop():,})" for column, found in counts.items() if len(found) == 1}
+    ranges = {
+        column: f"{min(found):,}" + f"-{max(found):,}" * (len(found) > 1) for column, found in counts.items() if found
+    }
+    return {column: f"{column} ({clips})" for column, clips in ranges.items()}
 
 
 def _not_converged(plan: Plan, standing: Iterable[Member], study: Study) -> tuple[str, ...]:
@@ -292,7 +297,10 @@ def _protocol(standing: Iterable[Member]) -> str:
     return f", probe fitted on {' or '.join({'seen': seen, 'all': every}[one] for one in sorted(probes, reverse=True))}"
 
 
-def _beside(plan: Plan, study: Study, contexts: Mapping[str, set[Context]], metric: str, live: bool) -> Grid | None:
+def _beside(
+    plan: Plan, study: Study, contexts: Mapping[str, set[Context]], metric: str, live: bool,
+    shown: Mapping[str, str] = MappingProxyType({}),
+) -> Grid | None:  # fmt: skip
     """What stands below a table: its baselines and references, a column for each context that the table has.
 
     Args:
@@ -301,6 +309,7 @@ def _beside(plan: Plan, study: Study, contexts: Mapping[str, set[Context]], metr
         contexts: of the table's cells, by column.
         metric: the table's.
         live: whether somebody drives the sweep.
+        shown: what the table's columns are called in print.
     """
     every = set[Context]().union(*contexts.values())
     if len(every) == 1:
@@ -318,8 +327,8 @@ def _beside(plan: Plan, study: Study, contexts: Mapping[str, set[Context]], metr
         state = state_of(plan, one.folder, set(), live)
         result = plan.result(one.folder) if state == "done" else None
         found = [(one.name, getattr(result, metric) if result else None)]
-        if one.name == LOG_MEL and metric == _METRIC:
-            found.insert(0, (CHANCE, result.chance_top1 if result else None))
+        if one.name == LOG_MEL and "test" in metric:
+            found.insert(0, (CHANCE, getattr(result, f"chance_{metric[-4:]}") if result else None))
         for name, value in found:
             for column in places:
                 entry = Entry(name, column, state, value, one.config.seed, _version(one.folder) if result else "")
@@ -331,7 +340,7 @@ def _beside(plan: Plan, study: Study, contexts: Mapping[str, set[Context]], metr
     columns = tuple(column for column in contexts if column in known) or tuple(sorted(known))
     title = f"To hold it against: the same probe on the same clips. {METRIC_TITLES[metric]}, %."
     means = [Entry.mean(folds) if len(folds) > 1 else folds[0] for folds in entries.values()]
-    return Grid(title, ("baseline", rows), ("", columns), means, within="nothing")
+    return Grid(title, ("baseline", rows), ("", columns), means, within="nothing", shown=shown)
 
 
 def _on_all_folds(plan: Plan, config: TrialConfig) -> TrialConfig:

@@ -122,8 +122,8 @@ def configure(
             have.
     """
     chosen = parse_settings(settings)
-    dataset = datasets.canonical(chosen.pop("dataset", dataset))
-    fields = preset_fields(preset or ("paper" if gpu else "demo"), dataset, training_clips)
+    fields = preset_fields(preset or ("paper" if gpu else "demo"), chosen.pop("dataset", dataset), training_clips)
+    fields["dataset"] = datasets.canonical(fields["dataset"])
     config = TrialConfig(**{**fields, **sweep, **chosen})
     count = datasets.folds(config.dataset)
     if config.fold is None:

@@ -119,7 +119,9 @@ class TrialConfig(BaseModel):
     )
     precision: Precision = "float32"
     finetune_epochs: int | None = Field(
-        None, ge=1, description="supervised epochs after the pre-training, for loss=finetune; none: a tenth of epochs"
+        None,
+        ge=1,
+        description="supervised epochs at each rate, after the pre-training of loss=finetune; none: a tenth",
     )
     finetune_learning_rate: float | None = Field(
         None,
@@ -138,7 +140,7 @@ class TrialConfig(BaseModel):
         CHANNELS, description="of the spectrogram: magnitude, phase, mel, or some of them"
     )
     scaling: Scaling = Field(
-        "none", description="of the spectrogram; none: decibels and radians as they are; fixed: (dB + 40) / 20"
+        "none", description="of the spectrogram's decibels; none: as they are; fixed: (dB + 40) / 20"
     )
     encoder: Variant = Field("paper", description="of raw input: paper: max pool of 3 in the stem; released: of 9")
     encoder_width: int = Field(64, ge=1, description="channels of the first stage; the representation has 8 x as many")
@@ -300,11 +302,13 @@ class TrialConfig(BaseModel):
         """
         changes: dict[str, Any] = {name: TrialConfig.model_fields[name].default for name in self.idle_fields()}
         acting = self._acting_augmentations()
-        if acting and len(acting) < len(self.augmentations):
+        if "augmentations" in changes:
+            pass
+        elif acting and len(acting) < len(self.augmentations):
             names, probabilities, strengths = zip(*acting, strict=True)
             changes |= {"augmentations": names}
             changes |= {"augmentation_probability": probabilities, "augmentation_strength": strengths}
-        elif not acting and "augmentations" not in changes:
+        elif not acting:
             changes["augmentations"] = ()
         if self.second_view == self.augmentations:
             changes["second_view"] = None
@@ -388,6 +392,9 @@ class TrialConfig(BaseModel):
             # Up to version 2, `lars`, the default, was what is now called lamb.
             trial.pop("optimizer", None)
             trial |= {"optimizer": "lars with momentum"} if self.optimizer == "lars" else {}
+        if version < 3 and self.loss == "finetune":
+            # None had other meanings: a hundred epochs at 0.1.
+            trial |= {"finetune": [len(self.rates), self.epochs_a_rate]} if self.finetune_epochs is None else {}
         base, _, place = self.dataset.partition(":")
         if data_fingerprint and "/" in place:
             # Where one's own files lie is not what they are: the fingerprint says that, on every machine.

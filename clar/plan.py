@@ -379,7 +379,10 @@ class Plan:
             where = f"{folder.config.dataset}: " if len(self.stores) > 1 else ""
             name = next((one.name for one in self.beside if one.folder.identity == folder.identity), "")
             if name and folder.identity in self.apart:
-                self._titles[folder.identity] = f"{where}{name}, seed {folder.config.seed}"
+                labels, fold = Labels.of(folder.config), folder.config.fold
+                more = [str(labels)] if labels.fraction < 1 else []
+                more += [f"fold {fold}"] if self.folds_of(folder.config.dataset) else []
+                self._titles[folder.identity] = where + ", ".join([name, *more, f"seed {folder.config.seed}"])
             else:
                 self._titles[folder.identity] = where + folder.config.title(self._base(folder.config))
         return self._titles[folder.identity]
@@ -445,7 +448,8 @@ class Plan:
         for member in self.members:
             if not member.study.search:
                 names = (member.study.rows[0], member.study.columns[0])
-                found[member.folder.identity].update(zip(names, member.study.cell(member.config), strict=True))
+                cell = dict(zip(names, member.study.cell(member.config), strict=True))
+                found[member.folder.identity] = cell | found[member.folder.identity]  # the first of several cells
         for search in self.searches:
             for candidate in search.candidates:
                 for folder in candidate.folders:

@@ -74,7 +74,7 @@ _SMALL: dict[str, Any] = {
     "finetune_epochs": 10,
 }
 
-_STEPS = {"small": (300, 128, 3), "paper": (18_000, 1024, 200), "released": (18_000, 1024, 200)}
+BY_SIZE = {"small": (300, 128, 3), "paper": (18_000, 1024, 200), "released": (18_000, 1024, 200)}
 """Steps in all, the largest batch, and probes on the way, where no schedule is published: 18,000 are those of the
 paper's grid."""
 
@@ -106,7 +106,7 @@ def _by_size(name: str, clips: int | None) -> dict[str, int]:
     """As many steps on any number of clips: a batch of a quarter of them at most, epochs and probes to fit."""
     if clips is None:
         return {}
-    steps, largest, probes = _STEPS[name]
+    steps, largest, probes = BY_SIZE[name]
     batch = max(2, min(largest, 1 << max(1, clips // 4).bit_length() - 1))
     epochs = max(1, round(steps / max(1, clips // batch)))
     fitted = {"batch_size": batch, "epochs": epochs, "probe_every": max(1, epochs // probes)}

@@ -65,10 +65,11 @@ class TrialResult:
     trial's device reported none, if only for a part of the time. Results from before these two were counted have
     neither.
 
-    `chance_top1` is what naming the commonest class of the probe's training clips gives on test. `labelled_clips` are
+    `chance_top1` and `chance_top5` are what naming the commonest classes of the probe's training clips gives on test.
+    `labelled_clips` are
     the training clips whose labels training saw. `loss_left` is the last epoch's cross-entropy as a share of ln C, that
     of a guess among C classes; None where the loss is more than that. `finetune_rate` is the rate that was best on
-    valid, None where there was one alone. Results version 3 brought these four.
+    valid, None where there was one alone. Results version 3 brought these.
     """
 
     test_top1: float
@@ -83,6 +84,7 @@ class TrialResult:
     cpu_seconds: float | None = None
     energy_joules: float | None = None
     chance_top1: float | None = None
+    chance_top5: float | None = None
     labelled_clips: int | None = None
     loss_left: float | None = None
     finetune_rate: float | None = None

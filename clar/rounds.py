@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import mean
 from typing import Any
 
+from clar.baselines import Labels
 from clar.config import TrialConfig
 from clar.errors import UserError
 from clar.result import TrialFolder
@@ -157,7 +158,7 @@ class Decision:
 
 def group_of(config: TrialConfig) -> str:
     """What a trial can be compared within: accuracies on other data, or with other labels, say something else."""
-    return f"{config.dataset}, {100 * config.label_fraction:g} % of labels"
+    return f"{config.dataset}, {Labels.of(config)}"
 
 
 def _groups(folders: Sequence[TrialFolder]) -> list[tuple[str, list[TrialFolder]]]:

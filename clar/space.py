@@ -19,7 +19,10 @@ from clar.result import TrialResult
 Axis = tuple[str, tuple[str, ...] | None]
 """What an axis of the table is called, and its values in order; None: as the trials bring them."""
 
-METRICS = tuple(name for name in TrialResult.__dataclass_fields__ if name.endswith(("_top1", "_top5")))
+METRICS = tuple(
+    name for name in TrialResult.__dataclass_fields__
+    if name.endswith(("_top1", "_top5")) and not name.startswith("chance")
+)  # fmt: skip
 """What a table can show."""
 
 _WITHIN = ("table", "column", "row", "nothing")
@@ -61,6 +64,8 @@ class Study:
     within: str = "table"
     references: Callable[[TrialConfig], Mapping[str, TrialConfig]] | None = None
     """More trials that stand below the tables, beside the baselines, by name."""
+    around: tuple[str, ...] = ()
+    """Fields that its trials vary around the base's value, which the user may therefore set."""
 
     def plan(self, base: TrialConfig, seeds: int, chosen: Iterable[str] = ()) -> list[TrialConfig]:
         """The study's trials, seed by seed within each cell; a trial that is asked for twice is planned once.
@@ -137,7 +142,7 @@ class Study:
             if not isinstance(config, TrialConfig):
                 raise UserError(f"study {self.name}: gives {config!r}, which is no TrialConfig; write base.but(...)")
         for field in chosen:
-            if any(getattr(config, field) != getattr(base, field) for config in configs):
+            if field not in self.around and any(getattr(config, field) != getattr(base, field) for config in configs):
                 raise UserError(
                     f"--set {field}={getattr(base, field)}: the study {self.name} varies {field} itself; "
                     f"leave it out, or copy the study's file and change it"
@@ -197,12 +202,15 @@ def load(name: str, within: tuple[Path, ...] = ()) -> Space:
         return Space(path.stem, summary, (_study(path, module, summary),), own)
     within = (*within, path.resolve())
     studies: list[Study] = []
-    for part in _names(path, module.STUDIES):
+    of_parts: list[str] = []
+    for part in _names(path, module.STUDIES, "STUDIES", least=1):
         if _file(part).resolve() in within:
             raise UserError(f"{path}: STUDIES has {part!r}, which is itself; name others")
-        studies += load(part, within).studies
+        found = load(part, within)
+        studies += found.studies
+        of_parts += found.first_only
     names = [study.name for study in studies]
-    first_only = tuple(getattr(module, "FIRST_ONLY", ()))
+    first_only = (*_names(path, getattr(module, "FIRST_ONLY", ()), "FIRST_ONLY"), *of_parts)
     for name in first_only:
         if name not in names:
             raise UserError(f"{path}: FIRST_ONLY has {name!r}, which is none of its studies{near(name, names)}")
@@ -216,9 +224,10 @@ def _file(name: str) -> Path:
     return Path(name) if name.endswith(".py") else Path(search_spaces.__path__[0]) / f"{name}.py"
 
 
-def _names(path: Path, studies: Any) -> tuple[str, ...]:
-    if not isinstance(studies, tuple | list) or not studies or not all(isinstance(name, str) for name in studies):
-        raise UserError(f'{path}: STUDIES must be names of studies, such as ("inputs", "losses"), not {studies!r}')
+def _names(path: Path, studies: Any, what: str, least: int = 0) -> tuple[str, ...]:
+    listed = isinstance(studies, tuple | list) and len(studies) >= least
+    if not listed or not all(isinstance(name, str) for name in studies):
+        raise UserError(f'{path}: {what} must be names of studies, such as ("inputs", "losses"), not {studies!r}')
     return tuple(studies)
 
 
@@ -274,6 +283,7 @@ def _study(path: Path, module: ModuleType, summary: str) -> Study:
         metrics=metrics,
         within=within,
         references=getattr(module, "references", None),
+        around=tuple(getattr(module, "AROUND", ())),
     )
 
 

@@ -45,6 +45,7 @@ from clar.errors import UserError
 from clar.files import at_once, is_folder, read_bytes, read_json, remove, write_json
 from clar.packing import Share
 from clar.plan import Plan, check_ways
+from clar.presets import BY_SIZE
 from clar.result import TrialFolder
 from clar.rounds import Budget, Goal, Halving, Precision
 from clar.search import Searching
@@ -177,15 +178,15 @@ def main(
         slots = Slots.of(resources, cpus_per_trial, gpus_per_trial)
         settings, names = setting or [], _names(dataset)
         fields = parse_settings(settings)
-        sizes: dict[str, int] = {}
+        training_clips: dict[str, int] = {}
 
         def bases_of(study: Study) -> list[TrialConfig]:
             alone = study.name in chosen.first_only and not grid_everywhere
             found = []
             for one in names[:1] if alone else names:
                 base = configure(one, preset, settings, slots.gpus > 0, **study.settings)
-                if base.dataset in sizes:
-                    base = configure(one, preset, settings, slots.gpus > 0, sizes[base.dataset], **study.settings)
+                if clips := training_clips.get(base.dataset):
+                    base = configure(one, preset, settings, slots.gpus > 0, clips, **study.settings)
                 found.append(_any_fold(base, fields) if folds else base)
             return found
 
@@ -199,7 +200,8 @@ def main(
         if not slots.gpus and "gpu_seconds" in goals:
             console.print("there is no GPU here: the cost is train_seconds in place of gpu_seconds")
             goals = tuple("train_seconds" if goal == "gpu_seconds" else goal for goal in goals)
-        _ways(chosen, bases, halving, rungs, keep, goals, (trials, generation), fields)
+        if (preset or ("paper" if slots.gpus else "demo")) not in BY_SIZE:  # else the epochs are not known yet
+            _ways(chosen, bases, halving, rungs, keep, goals, (trials, generation), fields)
         more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
         used = list(dict.fromkeys(base.dataset for base in max(bases.values(), key=len)))
         if folds and not any(map(datasets.folds, used)):
@@ -216,7 +218,7 @@ def main(
         stores = {one: datasets.load(one, data_root if datasets.takes_root(one) else None) for one in used}
         data_seconds = time.time() - before_data
         # Where a preset goes by the size of the data, it is known from here on.
-        sizes |= {name: len(store.split("train")) for name, store in stores.items()}
+        training_clips |= {name: len(store.split("train")) for name, store in stores.items()}
         bases = {study.name: bases_of(study) for study in chosen.studies}
         stops, searches = _ways(chosen, bases, halving, rungs, keep, goals, (trials, generation), fields)
         plan = Plan(
@@ -246,13 +248,13 @@ def main(
 
 def _ways(
     chosen: Space, bases: dict[str, list[TrialConfig]], halving: bool, rungs: str | None, keep: float | None,
-    goals: tuple[str, ...], sizes: tuple[int | None, int | None], fields: Iterable[str],
+    goals: tuple[str, ...], candidates: tuple[int | None, int | None], fields: Iterable[str],
 ) -> tuple[dict[str, Halving], list[Searching]]:  # fmt: skip
-    """How to stop trials early, by data set, and the searches; `sizes` are candidates and those chosen at a time."""
+    """How to stop trials early, by data set, and the searches; `candidates` in all and at a time."""
     share = 0.5 if keep is None else keep
     widest = max(bases.values(), key=len)
     stops = {base.dataset: Halving.of(base, _rungs(rungs), share) for base in widest if halving}
-    trials, generation = sizes
+    trials, generation = candidates
     searches = [
         Searching(study, base, goals,
                   trials or study.search.trials, generation or study.search.generation, tuple(fields))

@@ -123,7 +123,8 @@ def run(
             if result is not None and folder.config.probes_only and pretraining:
                 trained = pretraining.result()
                 assert trained is not None  # its encoder was just read
-                result = dataclasses.replace(result, loss_left=trained.loss_left, finetune_rate=trained.finetune_rate)
+                same = {name: getattr(trained, name) for name in ("head_test_top1", "loss_left", "finetune_rate")}
+                result = dataclasses.replace(result, **same)
             if result is None:
                 log(f"paused after epoch {len(records.epochs)}")
                 return None
@@ -238,7 +239,7 @@ def main(
     gpu = gpus_here() > 0 if gpus_per_trial is None else gpus_per_trial > 0
     first = configure(dataset, preset, setting or [], gpu)
     store = local.copy(datasets.load(first.dataset, data_root).path, data_cache)
-    base = configure(dataset, preset, setting or [], gpu, len(store.split("train", first.fold)))
+    base = configure(dataset, preset, setting or [], gpu, len(store.split("train")))
     runtime = Runtime(
         device="cuda" if gpu else "cpu",
         threads=cpus_per_trial or torch.get_num_threads(),

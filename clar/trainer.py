@@ -150,11 +150,13 @@ def labelled_subset(labels_N: np.ndarray, fraction: float, seed: int) -> np.ndar
     return seen
 
 
-def chance(train_N: np.ndarray, test_N: np.ndarray) -> float:
-    """Accuracy on test of whoever always names the class that train has most of; of several, their mean."""
-    counts = np.bincount(train_N)
-    commonest = np.flatnonzero(counts == counts.max())
-    return float(np.isin(test_N, commonest).mean() / len(commonest))
+def chance(train_N: np.ndarray, test_N: np.ndarray, top: int = 1) -> float:
+    """Accuracy on test of whoever always names the `top` classes that train has most of, drawn among equals."""
+    counts_C = np.bincount(train_N, minlength=int(test_N.max()) + 1)
+    least = np.sort(counts_C)[::-1][min(top, len(counts_C)) - 1]
+    above = (counts_C > least).sum()
+    named_C = np.where(counts_C > least, 1.0, (counts_C == least) * (top - above) / (counts_C == least).sum())
+    return float(np.minimum(named_C, 1.0)[test_N].mean())
 
 
 def train(
@@ -218,7 +220,12 @@ def train(
         if stop and stop():
             run.save()
             raise Stopped(f"{config.title()}: stopped after {run.step} of {run.total_steps} steps")
-        run.train_step()
+        try:
+            run.train_step()
+        except NonFiniteLoss as error:
+            run.give_up_rate(error)
+            probed = None
+            continue
         if run.step % run.steps_per_epoch == 0:
             probed = run.finish_epoch()
             if checkpoints.due() or run.step == pause:
@@ -265,7 +272,7 @@ class Run:
         self.steps_a_rate = config.epochs_a_rate * self.steps_per_epoch
         self.warmup_steps = 0 if config.loss == "finetune" else config.warmup_epochs * self.steps_per_epoch
         labels_N = np.where(
-            labelled_subset(store.labels[self.train_indices], config.label_fraction, config.seed),
+            labelled_subset(store.labels[self.train_indices], config.canonical().label_fraction, config.seed),
             store.labels[self.train_indices],
             losses.UNLABELLED,
         )
@@ -369,8 +376,8 @@ class Run:
         epoch = self.step // self.steps_per_epoch
         views = self.steps_per_epoch * self.config.batch_size
         speed = views / self.epoch_seconds
-        at_the_end = epoch % self.config.epochs_a_rate == 0
-        due = at_the_end or epoch % self.config.probe_every == 0
+        epoch_of_rate = epoch % self.config.epochs_a_rate  # of the last one, 0
+        due = epoch_of_rate % self.config.probe_every == 0
         probed = self.probe() if due else None
         self.records.append(
             EpochRecord(
@@ -382,7 +389,7 @@ class Run:
             )
         )
         self.epoch_loss = self.epoch_seconds = 0.0
-        if at_the_end and probed and len(self.config.rates) > 1:
+        if not epoch_of_rate and probed and len(self.config.rates) > 1:
             return self.keep_best(probed)
         return probed
 
@@ -399,6 +406,15 @@ class Run:
             self.model.load_state_dict(self.best["model"])
             return None
         return probed
+
+    def give_up_rate(self, error: NonFiniteLoss) -> None:
+        """Leave out the rate at which training diverged, where others are left or have come to something."""
+        self.step = (self.step // self.steps_a_rate + 1) * self.steps_a_rate
+        self.epoch_loss = self.epoch_seconds = 0.0
+        if self.step == self.total_steps:
+            if not self.best:
+                raise error
+            self.model.load_state_dict(self.best["model"])
 
     def represent(self, indices: np.ndarray) -> Tensor:
         """Representations (N, H) of clips as they are, without augmentation, by the frozen encoder."""
@@ -453,6 +469,7 @@ class Run:
             cpu_seconds=self.cost.cpu_seconds,
             energy_joules=self.cost.joules,
             chance_top1=chance(train_labels_N, test[1].cpu().numpy()),
+            chance_top5=chance(train_labels_N, test[1].cpu().numpy(), top=5),
             labelled_clips=int((self.train_labels != losses.UNLABELLED).sum()),
             loss_left=loss_left,
             finetune_rate=self.best.get("rate"),

@@ -1,10 +1,11 @@
-"""Clips a step, which are each other's negatives: a quarter, half, one and two times the preset's, as many epochs."""
+"""Clips a step, which are each other's negatives: an eighth, a quarter, half and all of the preset's."""
 
 from collections.abc import Iterator
 
 from clar.config import TrialConfig
 
-SHARES = (0.25, 0.5, 1.0, 2.0)
+SHARES = (0.125, 0.25, 0.5, 1.0)
+AROUND = ("batch_size", "learning_rate")
 ROWS, COLUMNS = ("loss", ("self_supervised", "clar")), ("batch", None)
 
 

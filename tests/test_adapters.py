@@ -873,6 +873,11 @@ TABLE = {
     "fold 0": (ten_each(lambda i: i % 5), FOLDED, r"line 2: a0\.wav has the fold '0'; folds are numbers from 1"),
     "no fold": (ten_each(lambda i: i % 5 + 1 if i else ""), FOLDED, r"line 2: a0\.wav has the fold ''"),
     "fold gone": (ten_each(lambda i: (1, 2, 4)[i % 3]), FOLDED, r"list\.csv has no clip in fold 3 of 1 to 4"),
+    "a class in two folds of four": (
+        [*ten_each(lambda i: i % 4 + 1), ["c.wav", "c", 1], ["d.wav", "c", 2]],
+        FOLDED,
+        "tested on fold 1: no training file for the class c; add some",
+    ),
     "two folds": (ten_each(lambda i: i % 2 + 1), FOLDED, r"list\.csv has 2 folds, and needs 3"),
     "group in two folds": (
         ten_each(lambda i: i % 3 + 1, lambda i: "x"),

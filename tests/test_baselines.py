@@ -24,7 +24,10 @@ def test_chance_is_the_commonest_class_of_train() -> None:
     train_N, test_N = np.array([0, 1, 1, 2, 1, 0]), np.array([1, 1, 0, 2, 0])
     dummy = DummyClassifier(strategy="most_frequent").fit(train_N[:, None], train_N)
     assert trainer.chance(train_N, test_N) == dummy.score(test_N[:, None], test_N)
+    assert trainer.chance(train_N, test_N, top=2) == pytest.approx(4 / 5)
+    assert trainer.chance(train_N, test_N, top=5) == 1
     # Of several that are as common: what one of them gives on the average.
+    assert trainer.chance(np.array([0, 1, 2, 3]), np.array([0, 1, 2, 4]), top=2) == pytest.approx(3 / 8)
     assert trainer.chance(np.array([0, 1, 0, 1, 2]), test_N) == pytest.approx(2 / 5)
 
 
@@ -64,6 +67,7 @@ def test_a_baseline_that_stands_in_the_table_too_is_one_trial(tmp_path: Path, to
     assert len(planned.folders) == 2 + 2
     assert len(planned.apart) == 2
     titles = planned.titles().values()
+    assert len(set(titles)) == len(titles)
     assert "log-mel statistics, seed 0" in titles
     assert "fade > time_mask, loss supervised, seed 0" in titles
 
@@ -91,6 +95,9 @@ def test_the_table_below_has_a_column_for_each_share_of_the_labels(tmp_path: Pat
     assert "| supervised | 50.0 | 41.0 |" in made.markdown()
     assert "probe fitted on the labels that training sees" in made.markdown()
     assert (planned.output.path / "table-baselines.csv").is_file()
+    titles = planned.titles()
+    assert len(set(titles.values())) == len(titles)
+    assert "untrained encoder, 10 % of labels, seed 0" in titles.values()
     # Planned again from what was recorded, it is the same.
     planned.record("done", "0")
     recipe = json.loads((planned.output.path / "sweep.json").read_text())["recipe"]

@@ -6,7 +6,7 @@ import re
 import pytest
 import typer
 
-from clar.cli import command
+from clar.cli import command, configure
 from clar.errors import UserError
 
 
@@ -56,3 +56,11 @@ def test_how_a_command_ends(
 def test_faults_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         command(app_that(error))
+
+
+def test_a_version_that_is_named_stays_in_the_paper_preset() -> None:
+    names = ("speech_commands_10", "speech_commands_10:v0.02")
+    plain, named = (configure(name, "paper", [], False).dataset for name in names)
+    assert plain == "speech_commands_10:v0.01"
+    assert named == "speech_commands_10"  # its canonical name
+    assert configure(names[0], "small", [], False).dataset == "speech_commands_10"

@@ -108,6 +108,14 @@ def test_finetuning_tries_rates_that_follow_the_optimizers() -> None:
     assert TrialConfig(loss="finetune", epochs=0).epochs_a_rate == 1
 
 
+def test_augmentations_that_cannot_matter_do_not_come_back_by_their_number() -> None:
+    for base in (
+        TrialConfig(input="statistics", loss="self_supervised", epochs=0),
+        TrialConfig(loss="self_supervised", epochs=0),
+    ):
+        assert base.but(augmentation_probability=(0.5, 0)).identity() == base.identity()
+
+
 def test_the_form_of_a_trial_that_identity_is_computed_on() -> None:
     config = TrialConfig(
         augmentations=("fade", "time_mask", "time_shift"), augmentation_probability=(0.5, 0, 0.5),

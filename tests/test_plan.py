@@ -164,3 +164,22 @@ def cell(trial): return "a", "b"
     with pytest.raises(UserError, match=said) as caught:
         read()
     assert "\n" not in str(caught.value)
+
+
+def test_a_trial_in_two_columns_is_known_by_the_first(tmp_path: Path, tone_store: ClipStore) -> None:
+    losses = space.load("losses")
+    planned = Plan(losses, {"losses": [BASE]}, tmp_path, {"digits": tone_store})
+    axes = planned.axes()
+    for identity, folder in planned.folders.items():
+        assert axes[identity]["labels seen"] == f"{100 * folder.config.label_fraction:g} %"
+
+
+def test_unions_hand_on_what_runs_on_the_first_data_set_alone(tmp_path: Path) -> None:
+    (tmp_path / "all.py").write_text('"""All."""\nSTUDIES = ("paper", "channels")\n')
+    assert space.load(str(tmp_path / "all.py")).first_only == ("augmentations",)
+    (tmp_path / "text.py").write_text('"""All."""\nSTUDIES = ("inputs",)\nFIRST_ONLY = "inputs"\n')
+    with pytest.raises(UserError, match=r"FIRST_ONLY must be names of studies"):
+        space.load(str(tmp_path / "text.py"))
+    (tmp_path / "near.py").write_text('"""All."""\nSTUDIES = ("inputs",)\nFIRST_ONLY = ("input",)\n')
+    with pytest.raises(UserError, match="FIRST_ONLY has 'input', which is none of its studies; did you mean inputs"):
+        space.load(str(tmp_path / "near.py"))

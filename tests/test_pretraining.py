@@ -137,6 +137,34 @@ def test_finetuning_keeps_what_was_best_on_valid_of_several_rates(tone_store: Cl
         assert finished(again, tone_store).same_as(result)
 
 
+def test_a_rate_at_which_finetuning_diverges_is_left_out(
+    tone_store: ClipStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"loss": "finetune", "finetune_epochs": 2, "finetune_learning_rate": None, "learning_rate": 1e-3}
+    folder = folder_of(tmp_path, tone_store, **fields)
+    rates, begin, loss = folder.config.rates, trainer.Run.begin, trainer.joint_loss
+    whole = finished(folder_of(tmp_path / "whole", tone_store, **fields), tone_store)
+    finished(folder_of(tmp_path, tone_store, learning_rate=1e-3), tone_store)  # the pre-training, which may not diverge
+    turn: list[float] = []
+
+    def watched(run: trainer.Run) -> None:
+        begin(run)
+        turn[:] = [run.rate]
+
+    def diverging(*arguments: Any) -> torch.Tensor:
+        return loss(*arguments) * (float("nan") if turn == [rates[0]] else 1.0)
+
+    monkeypatch.setattr(trainer.Run, "begin", watched)
+    monkeypatch.setattr(trainer, "joint_loss", diverging)
+    result = finished(folder, tone_store)
+    assert [record.epoch for record in result.epochs] == [3, 4, 5, 6]
+    assert [record.train_loss for record in result.epochs] == [record.train_loss for record in whole.epochs[2:]]
+    assert result.finetune_rate in rates[1:]
+    # With one rate there is nothing left.
+    with pytest.raises(trainer.NonFiniteLoss):
+        finished(folder_of(tmp_path, tone_store, **{**fields, "finetune_learning_rate": rates[0]}), tone_store)
+
+
 def test_finetuning_with_the_paper_presets_optimizer_learns(tone_store: ClipStore, tmp_path: Path) -> None:
     """It did not: the layer-wise Adam that was called LARS moved a layer by 1e-4 of its norm a step."""
     paper = {"loss": "finetune", "learning_rate": 1.0, "weight_decay": 1e-6, "finetune_epochs": 6}
@@ -157,8 +185,9 @@ def test_the_probe_of_all_labels_takes_the_encoder_of_the_trial_that_saw_some(
         assert some is not None
         assert some.result() is not None
         assert all(torch.equal(tensor, weights(some)[name]) for name, tensor in weights(every).items())
-        assert (result.epochs, result.head_test_top1) == ((), None)
-        assert result.loss_left == some.result().loss_left
+        assert result.epochs == ()
+        for name in ("head_test_top1", "loss_left", "finetune_rate"):
+            assert getattr(result, name) == getattr(some.result(), name), name
         # The same encoder, and a probe of all training clips.
         encoder = trainer.load_encoder(some.path / trainer.ENCODER).module
         parts = []

@@ -498,7 +498,10 @@ def test_costs_by_hand(sweeps: Sweeps) -> None:
     assert found["saved: asked for twice"][0] == "1.8 min"
     assert found["saved: asked for twice"][1].startswith("11 trials ")
     # Three fractions of self-supervised, four fine-tunings and nine second probes start from one that is wanted anyway.
-    assert found["saved: shared pre-training"] == ("2.7 min", "16 trials start from a pre-training that another has, too")
+    assert found["saved: shared pre-training"] == (
+        "2.7 min",
+        "16 trials start from a pre-training that another has, too",
+    )
     assert found["saved: done before"][1].startswith("76 trials")  # written before the sweep was first recorded
 
 

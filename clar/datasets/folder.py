@@ -115,6 +115,10 @@ def _source(
     clips.sort(key=lambda clip: (position[clip.label], clip.path))
     labels = [position[clip.label] for clip in clips]
     folds_N, splits_N, said = _parts(name, clips, labels, settings)
+    if folds_N is not None:
+        for number in range(1, int(folds_N.max()) + 1):
+            parts = fold_splits(folds_N, number).tolist()
+            listing.check_training(f"{name}, tested on fold {number}", classes, labels, parts)
     listing.check_training(name, classes, labels, splits_N.tolist())
     seconds, rate, measured = _length_and_rate(name, root, clips, settings)
     return listing.listed_source(
