@@ -62,6 +62,9 @@ class Command:
         (folder / "study.py").write_text(STUDY)
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
+        """A process of the module; of a sweep without baselines, which most tests are not about, unless it has them."""
+        if module == "clar.sweep" and "--baselines" not in arguments:
+            arguments = (*arguments, "--no-baselines")
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -76,7 +79,7 @@ class Command:
     def sweep(self, *arguments: str, code: int = 0, report: bool = False, baselines: bool = False) -> str:
         """A sweep in the test's storage; without its report, which takes as long as a small sweep does."""
         more = () if report else ("--no-report",)
-        more += () if baselines else ("--no-baselines",)
+        more += ("--baselines",) if baselines else ()
         return self.run("clar.sweep", *arguments, *more, "--storage", str(self.storage), code=code)
 
     def results(self) -> dict[str, TrialResult]:

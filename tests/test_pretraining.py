@@ -434,7 +434,7 @@ def test_the_command_shows_the_pretraining_and_trains_again_when_asked(tmp_path:
     command = [
         sys.executable, "-m", "clar.train", "--dataset", "digits:200", "--preset", "demo", "--storage", str(tmp_path),
         "--set", "loss=finetune", "--set", "epochs=1", "--set", "finetune_epochs=2", "--set", "encoder_width=4",
-        "--gpus-per-trial", "0", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
+        "--set", "finetune_learning_rate=1e-3", "--gpus-per-trial", "0", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db",
     ]  # fmt: skip
     environment = {**os.environ, "CLAR_CACHE": str(small_cache)}
     first, again, fresh = (

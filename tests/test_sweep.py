@@ -160,7 +160,7 @@ def test_the_demo_in_miniature_over_an_exported_speech_commands_folder(command: 
         (["augmentations", "--set", "optimizer=larss"], "optimizer = larss: not one of its values; did you mean lars"),
         (["augmentations", "--set", "scaling=both"], "scaling = both: not one of its values; known: none, fixed"),
         (["losses", "--set", "input=statistics"], "input = statistics has no encoder to train"),
-        (["references.py"], "study references: its trials must not set seed themselves; use --seeds"),
+        (["references.py", "--baselines"], "study references: its trials must not set seed themselves; use --seeds"),
         (["augmentations", "--set", "fold=1"], "fold = 1: digits has no folds; leave it out"),
         (["augmentations", "--dataset", "scenes:100", "--set", "fold=6"], "fold = 6: scenes:100 has folds 1 to 5"),
         (["augmentations", "--dataset", "scenes:100", "--folds", "--set", "fold=2"], "--folds and --set fold=2"),
