@@ -326,7 +326,7 @@ def test_label_fractions_share_one_pretraining_and_studies_share_trials(command:
     assert set(trained) == seen | {(loss, fraction, "all") for loss in others for fraction in fractions[1:]}
     # One pre-training for all label fractions, and for all that fine-tune it, and one encoder for both probes.
     assert [trained["self_supervised", fraction, "seen"] for fraction in fractions] == [2, 0, 0, 0]
-    assert all(trained[loss, f, "seen"] == (3 if loss == "finetune" else 2) for loss in others for f in fractions)
+    assert all(trained[loss, f, "seen"] == (3 * 2 if loss == "finetune" else 2) for loss in others for f in fractions)
     assert all(trained[loss, f, "all"] == 0 for loss in others for f in fractions[1:])
     (folder,) = command.storage.glob("sweeps/losses-*")
     curves = (folder / "curves.csv").read_text().splitlines()
@@ -379,7 +379,7 @@ def test_raw_and_spectrogram_over_two_data_sets_stand_in_one_table(command: Comm
     output = command.sweep("inputs", *tiny, "--dataset", "digits:120,digits:150", "--gpus-per-trial", "auto")
     assert "[12/12]" in output
     assert "Test top-5 of the linear probe, %, all data sets." in output
-    assert len(re.findall(r"┃ input \\ data set ┃ digits:120 ┃ digits:150 ┃", output)) == 2
+    assert len(re.findall(r"┃ input, loss \\ data set +┃ digits:120 ┃ digits:150 ┃", output)) == 2
     # What was measured is kept, and shown by a dry run.
     assert (command.storage / "packing.json").exists()
     (folder,) = command.storage.glob("sweeps/inputs-*")
