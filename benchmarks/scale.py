@@ -176,7 +176,8 @@ def measure(place: Path, address: str, trials: int, slots: int) -> Figures:
     chosen = [part for setting in [*settings(), f"epochs={EPOCHS}"][1:] for part in ("--set", setting)]
     line = [
         sys.executable, "-m", "benchmarks.scale", study, "--dataset", DATASET, "--preset", "demo", "--seeds",
-        str(trials // cells), "--storage", str(place / "runs"), "--address", address, "--no-report", *chosen,
+        str(trials // cells), "--storage", str(place / "runs"), "--address", address, "--no-report",
+        "--no-baselines", *chosen,
     ]  # fmt: skip
     began = time.time()
     with open(place / "output.txt", "w") as output:
