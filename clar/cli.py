@@ -104,6 +104,11 @@ def _usage_error(error: Exception) -> int:
     return 2
 
 
+def preset_of(given: str | None, gpu: bool) -> str:
+    """The preset that is given, else the default: what the machine can bear."""
+    return given or ("paper" if gpu else "demo")
+
+
 def configure(
     dataset: str,
     preset: str | None,
@@ -122,7 +127,7 @@ def configure(
             have.
     """
     chosen = parse_settings(settings)
-    fields = preset_fields(preset or ("paper" if gpu else "demo"), chosen.pop("dataset", dataset), training_clips)
+    fields = preset_fields(preset_of(preset, gpu), chosen.pop("dataset", dataset), training_clips)
     fields["dataset"] = datasets.canonical(fields["dataset"])
     config = TrialConfig(**{**fields, **sweep, **chosen})
     count = datasets.folds(config.dataset)

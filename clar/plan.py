@@ -246,8 +246,8 @@ class Plan:
                 ]  # fmt: skip
                 if folders:
                     yield from halving.run(folders)
-            if apart := [folder for folder in self._in_order() if folder.identity in self.apart]:
-                yield [Goal(folder) for folder in apart]
+            if self.apart:
+                yield [Goal(folder) for folder in self._in_order() if folder.identity in self.apart]
         elif self.folders:
             yield [Goal(folder) for folder in self._in_order()]
         for search in self.searches:
@@ -377,8 +377,8 @@ class Plan:
         """A trial in a few words: what it does not share with the others, its data set where there are several."""
         if folder.identity not in self._titles:
             where = f"{folder.config.dataset}: " if len(self.stores) > 1 else ""
-            name = next((one.name for one in self.beside if one.folder.identity == folder.identity), "")
-            if name and folder.identity in self.apart:
+            names = (one.name for one in self.beside if one.folder.identity == folder.identity)
+            if name := next(names, "") if folder.identity in self.apart else "":
                 labels, fold = Labels.of(folder.config), folder.config.fold
                 more = [str(labels)] if labels.fraction < 1 else []
                 more += [f"fold {fold}"] if self.folds_of(folder.config.dataset) else []

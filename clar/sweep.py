@@ -37,6 +37,7 @@ from clar.cli import (
     command,
     configure,
     gpus_here,
+    preset_of,
     storage_path,
 )  # fmt: skip
 from clar.clips import ClipStore, cores
@@ -184,9 +185,7 @@ def main(
             alone = study.name in chosen.first_only and not grid_everywhere
             found = []
             for one in names[:1] if alone else names:
-                base = configure(one, preset, settings, slots.gpus > 0, **study.settings)
-                if clips := training_clips.get(base.dataset):
-                    base = configure(one, preset, settings, slots.gpus > 0, clips, **study.settings)
+                base = configure(one, preset, settings, slots.gpus > 0, training_clips.get(one), **study.settings)
                 found.append(_any_fold(base, fields) if folds else base)
             return found
 
@@ -200,10 +199,11 @@ def main(
         if not slots.gpus and "gpu_seconds" in goals:
             console.print("there is no GPU here: the cost is train_seconds in place of gpu_seconds")
             goals = tuple("train_seconds" if goal == "gpu_seconds" else goal for goal in goals)
-        if (preset or ("paper" if slots.gpus else "demo")) not in BY_SIZE:  # else the epochs are not known yet
+        if preset_of(preset, slots.gpus > 0) not in BY_SIZE:  # else the epochs are not known yet
             _ways(chosen, bases, halving, rungs, keep, goals, (trials, generation), fields)
         more = Precision(precision, Budget.parse(budget) if budget else None, _interval()) if precision else None
-        used = list(dict.fromkeys(base.dataset for base in max(bases.values(), key=len)))
+        widest = max(bases.values(), key=len)
+        used = list(dict.fromkeys(base.dataset for base in widest))
         if folds and not any(map(datasets.folds, used)):
             raise UserError(f"--folds: no folds in {', '.join(used)}; leave it out, or name a data set that has some")
         if data_root and not any(map(datasets.takes_root, used)):
@@ -218,7 +218,9 @@ def main(
         stores = {one: datasets.load(one, data_root if datasets.takes_root(one) else None) for one in used}
         data_seconds = time.time() - before_data
         # Where a preset goes by the size of the data, it is known from here on.
-        training_clips |= {name: len(store.split("train")) for name, store in stores.items()}
+        training_clips |= {
+            one: len(stores[base.dataset].split("train")) for one, base in zip(names, widest, strict=True)
+        }
         bases = {study.name: bases_of(study) for study in chosen.studies}
         stops, searches = _ways(chosen, bases, halving, rungs, keep, goals, (trials, generation), fields)
         plan = Plan(
